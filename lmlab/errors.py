@@ -1,0 +1,51 @@
+"""Every error that a user of lmlab is meant to read. One line each: what, where, what to do next."""
+
+
+class LabError(Exception):
+    """The base of all errors that lmlab raises on purpose. `exit_code` is the command line's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(LabError):
+    """What was asked for cannot be meant: arguments that contradict each other or the run they name."""
+
+    exit_code = 2
+
+
+class ConfigError(LabError):
+    """A configuration that cannot be read, or whose values are out of their limits."""
+
+    exit_code = 2
+
+
+class DataError(LabError):
+    """Training text that is missing, unreadable or too short."""
+
+
+class TokenizerError(LabError):
+    """Text that a tokenizer cannot encode, or a tokenizer that cannot be loaded."""
+
+
+class CheckpointError(LabError):
+    """A checkpoint that is missing, incomplete or damaged."""
+
+
+class RegistryError(LabError):
+    """A registry of models that cannot be read, or a request that it refuses."""
+
+
+class ModelNotFound(RegistryError):
+    """A model name that the registry does not hold. The message lists the names that it holds."""
+
+
+class HubError(LabError):
+    """A model that could not be imported from where the user said."""
+
+
+class RunError(LabError):
+    """A run folder that is missing, in use by another process, or cannot be gone on with."""
+
+
+class DivergedError(LabError):
+    """A loss or gradient that is not finite. The update was not made: the weights are those of the step before."""

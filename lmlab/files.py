@@ -1,0 +1,199 @@
+"""Writing so that nothing is lost: the only place that knows fsync and rename. Imports no torch.
+
+A file or folder is first written under a temporary name beside its target (`.NAME.tmp-PID-HEX`), synced, and then
+renamed over; the parent folder is synced last. Whoever reads sees the old state or the new one, never a half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)-[0-9a-f]{8}$")
+CHUNK = 1 << 20
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path` that `sweep` recognises as this process's unfinished work."""
+    return path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def sync(path: Path) -> None:
+    """Force a file's or a folder's content to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's list of names to the disk, where the system can (Windows cannot open a folder)."""
+    if os.name != "nt":
+        sync(path)
+
+
+def write_atomic(path: Path | str, data: bytes) -> None:
+    """Replace the file `path` by `data`, wholly or not at all. Raises OSError, leaving the old file as it was."""
+    path = Path(path)
+    temporary = temporary_sibling(path)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
+
+    Every file in it is synced, then the folders, then it is renamed, then the parent is synced.
+    Raises FileExistsError if `path` exists, at entry or when it is to be renamed.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    os.mkdir(temporary)
+    try:
+        yield temporary
+        move_folder(temporary, path)
+    except BaseException:
+        remove_tree(temporary)
+        raise
+
+
+def move_folder(source: Path | str, target: Path | str) -> None:
+    """Rename a finished folder to `target`, both on one disk, so that after a power loss it is there wholly or not.
+
+    Raises FileExistsError if `target` exists, and OSError; the source stays where it was then.
+    """
+    source, target = Path(source), Path(target)
+    for folder, _, names in os.walk(source, topdown=False):
+        for name in sorted(names):
+            sync(Path(folder) / name)
+        sync_folder(Path(folder))
+    if os.path.lexists(target):  # rename would silently replace an empty folder
+        raise FileExistsError(errno.EEXIST, "exists already", str(target))
+    os.rename(source, target)
+    sync_folder(target.parent)
+
+
+def remove_tree(path: Path | str) -> None:
+    """Remove a file, a link or a whole folder. A link is removed itself, never what it points to. Missing is fine.
+
+    A folder is first renamed out of sight, so that a reader never finds half of it. Raises OSError.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    doomed = path
+    if not TEMPORARY.match(path.name):
+        doomed = temporary_sibling(path)
+        os.rename(path, doomed)
+    shutil.rmtree(doomed)  # does not follow links
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # no such process, or a number that none can have
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep(folder: Path | str, *, alone: bool = False) -> list[Path]:
+    """Remove what writers that died left in `folder`; a living writer's files stay. Returns what was removed.
+
+    alone: the caller holds the lock under which all writers here work, so that all of them but itself are dead, whoever
+    bears their process numbers now (in containers they come again soon).
+    """
+    removed: list[Path] = []
+    folder = Path(folder)
+    if not folder.is_dir():
+        return removed
+    for path in sorted(folder.iterdir()):
+        match = TEMPORARY.match(path.name)
+        if match and (alone or not is_alive(int(match[1]))):
+            with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
+                remove_tree(path)
+                removed.append(path)
+    return removed
+
+
+@contextlib.contextmanager
+def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
+    """Hold `path`.lock for the length of the block, alone among all processes. A dead holder's lock is free.
+
+    timeout: seconds to wait; raises TimeoutError after them.
+    """
+    import filelock
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = filelock.FileLock(f"{target}.lock", timeout=timeout)
+    try:
+        holder.acquire()
+    except filelock.Timeout as error:
+        raise TimeoutError(f"{target} is in use by another process") from error
+    try:
+        yield
+    finally:
+        holder.release()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of `data` in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """The sha256 of a file's content in hexadecimal digits, read in pieces. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_size(path: Path | str) -> int:
+    """The bytes of all files below `path`; links count as themselves."""
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_symlink() or entry.is_file())
+
+
+def dump_json(value: Any) -> bytes:
+    """`value` as indented JSON with a newline at its end, ready for `write_atomic`. NaN is refused (ValueError)."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file. Raises OSError, or ValueError where it is not JSON in UTF-8."""
+    return json.loads(Path(path).read_bytes().decode("utf-8"))
+
+
+def describe_os_error(error: OSError) -> str:
+    """An OSError in words for a user: `No space left on device`, without numbers and names."""
+    return error.strerror or str(error) or type(error).__name__

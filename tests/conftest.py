@@ -1,0 +1,87 @@
+"""What tests share: a tiny config, a small text, and the command line as users call it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "n_layers": 2,
+    "d_model": 32,
+    "n_heads": 2,
+    "d_ff": 64,
+    "max_seq_len": 16,
+    "batch_size": 4,
+    "max_steps": 6,
+    "sampling_max_length": 12,
+    "checkpoint_cadence": 3,
+    "learning_rate": 3e-3,
+    "seed": 7,
+}
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test works in a folder of its own, with its own runs and models, and restores the thread count."""
+    import torch
+
+    threads = torch.get_num_threads()
+    for name in ("LMLAB_HOME", "LMLAB_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LMLAB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("LMLAB_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny() -> dict[str, object]:
+    """The values of a config that trains in a second."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 20,000 characters in sentences of a few words, the same every time."""
+    draw = random.Random(1)
+    words = "The cat dog bird saw found lost a red small old ball hat tree and then went home".split()
+    sentences = (" ".join(draw.choice(words) for _ in range(draw.randint(3, 8))) + "." for _ in range(1000))
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(sentences)[:20_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path, tiny: dict[str, object]) -> Path:
+    """The tiny config as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in tiny.items()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def lab_command(tmp_path: Path) -> Command:
+    """Run `python main.py ARGUMENTS` in a process of its own, to its end. Keywords go to the environment."""
+
+    def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 120, **environment: str):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return call
