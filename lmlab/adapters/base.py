@@ -1,0 +1,202 @@
+"""`BaseAdapter`: one vocabulary for every architecture, so that Trainer, sampling and evaluation know only this.
+
+B batch, T time, D model width, V vocabulary, N tokens of a whole batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lmlab.generate import SamplingSettings, generate
+
+IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
+CHUNK_ELEMENTS = 1 << 24  # logits held at a time by the chunked loss: 64 MB in fp32
+
+
+def head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+    """Summed loss in nats of one chunk; its logits live no longer than this call."""
+    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
+    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+
+
+def chunked_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    reduction: str = "mean",
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Next-token loss in nats, fp32, without ever holding the logits of all tokens.
+
+    The head and the loss run over chunks of tokens and are computed again in the backward pass. Targets of -100 are
+    not counted. reduction: "mean" over counted tokens, or "sum".
+    """
+    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    rows = max(1, CHUNK_ELEMENTS // weight_VD.size(0))
+    for start in range(0, hidden_ND.size(0), rows):
+        part = (hidden_ND[start : start + rows], weight_VD, bias, targets_N[start : start + rows])
+        if hidden_ND.size(0) > rows and torch.is_grad_enabled():
+            total = total + checkpoint(head_loss, *part, use_reentrant=False)
+        else:
+            total = total + head_loss(*part)
+    return total / (targets_N != IGNORED).sum() if reduction == "mean" else total
+
+
+def capture(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[Tensor]:
+    """What each module put out while `run` ran, in the order in which they did; of a tuple, its first."""
+    outputs: list[Tensor] = []
+
+    def record(_module: nn.Module, _arguments: object, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+class BaseAdapter(nn.Module, ABC):
+    """A causal language model as the lab sees it. `model` is the wrapped module; parameter names are its own.
+
+    end_of_text_id: the token that ends a document; documents packed into one window are told apart by it.
+    max_positions: the longest context the model can take in tokens, None where it has no limit.
+    """
+
+    architecture_type: str = ""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.end_of_text_id: int | None = None
+        self.max_positions: int | None = None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The number of tokens that the embedding holds."""
+
+    @abstractmethod
+    def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
+        """Next-token loss in nats, fp32, over the targets that are not -100; reduction "mean" or "sum"."""
+
+    @abstractmethod
+    def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int) -> Any:
+        """An empty key-value cache for `logits`."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """What `config.json` holds: enough to make the module again, with its `model_type`."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` into an existing folder. Raises OSError."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
+        """The adapter that `save` wrote. Raises CheckpointError naming the file that is missing or wrong."""
+
+    @abstractmethod
+    def enable_activation_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+
+    @abstractmethod
+    def resize_embeddings(self, vocab_size: int) -> None:
+        """Grow or cut the embedding, and the head with it, to `vocab_size` tokens."""
+
+    @abstractmethod
+    def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
+        """The residual stream x_BTD after the embedding and after every block."""
+
+    @abstractmethod
+    def unembed(self, x_BTD: Tensor) -> Tensor:
+        """logits_BTV that the final norm and the head read from any state of the residual stream."""
+
+    @abstractmethod
+    def attentions(self, ids_BT: Tensor) -> list[Tensor]:
+        """Attention probabilities of every layer, each BHTT."""
+
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
+        """The same as `loss`: what wrappers for data-parallel training call."""
+        return self.loss(inputs_BT, targets_BT, reduction)
+
+    def generate(
+        self,
+        prompt_BT: Tensor,
+        settings: SamplingSettings,
+        on_token: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """The prompt and what follows it, ids_BT; see `lmlab.generate.generate`."""
+        return generate(self, prompt_BT, settings, on_token=on_token)
+
+    def segments(self, ids_BT: Tensor) -> Tensor | None:
+        """The number of the document each token belongs to, segments_BT; None where a window holds one only."""
+        if self.end_of_text_id is None:
+            return None
+        ends_BT = ids_BT == self.end_of_text_id
+        if not bool(ends_BT[:, :-1].any()):
+            return None
+        return ends_BT.cumsum(dim=1) - ends_BT.long()  # the end belongs to the document that it ends
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name, a tied one under one name only, so that safetensors can hold them."""
+        seen: set[int] = set()
+        unique: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                unique[name] = tensor.detach()
+        return unique
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copy weights saved by `tensors` into the model. Raises ValueError naming what does not fit."""
+        own = self.tensors()
+        for name in sorted(own.keys() ^ tensors.keys()):
+            raise ValueError(f"tensor {name} is {'missing' if name in own else 'not known to this model'}")
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ValueError(f"tensor {name} has shape {list(tensors[name].shape)}, not {list(tensor.shape)}")
+            tensor.copy_(tensors[name])
+
+    def n_parameters(self) -> int:
+        """The number of weights, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def describe(self) -> dict[str, Any]:
+        """What the log says of the model: its type, its size and the values of its architecture."""
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        return {
+            "architecture_type": self.architecture_type,
+            "n_parameters": self.n_parameters(),
+            "size_bytes": size,
+            **{k: v for k, v in self.architecture().items() if isinstance(v, int | float | str) and k != "model_type"},
+        }
+
+    def flops_per_token(self, context: int) -> float:
+        """Arithmetic of one training step per token: 6 per weight in a matrix product, and attention's products.
+
+        After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention counted once for all scores.
+        """
+        matrices = sum(p.numel() for p in self.model.parameters() if p.dim() >= 2)
+        n_layers, d_model = self.attention_shape()
+        return 6.0 * matrices + 12.0 * n_layers * d_model * context
+
+    @abstractmethod
+    def attention_shape(self) -> tuple[int, int]:
+        """Layers, and the width that attention works over (heads × head width)."""

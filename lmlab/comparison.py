@@ -1,0 +1,194 @@
+"""Runs beside each other: what they differ in, where their losses part, and which difference is worth believing.
+
+Everything comes from the runs' histories, so that runs of other machines compare as well. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from lmlab.errors import UsageError
+from lmlab.history import History, as_mapping
+
+TAIL = 0.05  # the share of the last steps whose mean is the final training loss
+LONGEST_TAIL = 100
+ENVIRONMENT = ("device", "precision", "threads", "world_size", "strategy")
+
+# Student's t at 97.5 % for 1, 2, … degrees of freedom; from 30 on close enough to the normal's 1.96.
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+
+Pair = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Two series of the same name over the steps that both have.
+
+    common: how many steps those are. first_step: the first of them with different values, None where there is none;
+    first: the two values there. last_step, last: the same at the last common step.
+    """
+
+    name: str
+    common: int = 0
+    first_step: int | None = None
+    first: tuple[float, float] = (math.nan, math.nan)
+    last_step: int | None = None
+    last: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def difference(self) -> float:
+        """Second minus first at the last common step; NaN where there is none."""
+        return self.last[1] - self.last[0]
+
+    def __str__(self) -> str:
+        name = {"loss": "training loss", "val_loss": "validation loss"}.get(self.name, self.name)
+        if not self.common:
+            return f"{name}: no step in common"
+        if self.first_step is None:
+            return f"{name}: the same, bit for bit, at all {self.common} common steps"
+        return (
+            f"{name}: parts at step {self.first_step} ({self.first[0]:.6g} against {self.first[1]:.6g}); "
+            f"at step {self.last_step} {self.last[0]:.4f} against {self.last[1]:.4f} ({self.difference:+.4f})"
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two runs differ in: for every key that differs, the values of both; and where their losses part."""
+
+    runs: tuple[str, str]
+    config: dict[str, Pair] = field(default_factory=dict)
+    model: dict[str, Pair] = field(default_factory=dict)
+    data: dict[str, Pair] = field(default_factory=dict)
+    code: dict[str, Pair] = field(default_factory=dict)
+    environment: dict[str, Pair] = field(default_factory=dict)
+    losses: dict[str, Parting] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, a: History, b: History) -> Self:
+        """The difference of two runs, as their last starts and their series tell it."""
+        starts = a.start, b.start
+        return cls(
+            runs=(a.run_id, b.run_id),
+            config=differing(a.config, b.config),
+            model=differing(*({**h.model, "tokenizer": h.start.get("tokenizer")} for h in (a, b))),
+            data=differing(*(as_mapping(start.get("data")) for start in starts)),
+            code=differing(*({key: start.get(key) for key in ("git_commit", "git_dirty")} for start in starts)),
+            environment=differing(*(environment(start) for start in starts)),
+            losses={name: parting(a, b, name) for name in ("loss", "val_loss")},
+        )
+
+    @property
+    def first_step(self) -> int | None:
+        """The first common step at which the training losses differ, or None where they never do."""
+        return self.losses["loss"].first_step
+
+    @property
+    def final_difference(self) -> float:
+        """Validation loss (training loss where none is common) of the second run minus the first's, nats per token."""
+        chosen = "val_loss" if self.losses["val_loss"].common else "loss"
+        return self.losses[chosen].difference
+
+    def sections(self) -> dict[str, dict[str, Pair]]:
+        """What differs, by section, in the order to show it; empty sections are there, too."""
+        return {
+            "config": self.config, "model": self.model, "data": self.data, "code": self.code,
+            "environment": self.environment,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{self.runs[0]} against {self.runs[1]}"]
+        for name, pairs in self.sections().items():
+            if not pairs:
+                lines.append(f"  {name}: the same")
+            lines += [f"  {name}: {key}: {first!r} -> {second!r}" for key, (first, second) in pairs.items()]
+        return "\n".join([*lines, *(f"  {parting}" for parting in self.losses.values())])
+
+
+def diff(a: History, b: History) -> Difference:
+    """What two runs differ in."""
+    return Difference.between(a, b)
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
+    """The keys whose values differ, with both values; a key that one side lacks counts as None there."""
+    return {key: (a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)}
+
+
+def environment(start: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run ran on, in one flat dict: device, precision, threads, ranks and the version of every package."""
+    versions = {f"version of {name}": version for name, version in as_mapping(start.get("versions")).items()}
+    return {key: start.get(key) for key in ENVIRONMENT} | versions
+
+
+def parting(a: History, b: History, name: str) -> Parting:
+    """Where a series of two runs parts, compared bit for bit at the steps that both have."""
+    first, second = (dict(zip(*(part.tolist() for part in history.series(name)), strict=True)) for history in (a, b))
+    steps = sorted(first.keys() & second.keys())
+    if not steps:
+        return Parting(name)
+    at, last = next((step for step in steps if not _same(first[step], second[step])), None), steps[-1]
+    values = (math.nan, math.nan) if at is None else (first[at], second[at])
+    return Parting(name, len(steps), at, values, last, (first[last], second[last]))
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def final_loss(history: History, name: str = "val_loss") -> float | None:
+    """The value a run ended with: the last one of `val_loss`; of `loss`, which jumps from batch to batch, the mean of
+    the last twentieth of the steps (at most 100). None where there is none."""
+    _, values = history.series(name)
+    if not len(values):
+        return None
+    tail = min(max(int(len(values) * TAIL), 1), LONGEST_TAIL) if name == "loss" else 1
+    return float(values[-tail:].mean())
+
+
+def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
+    """One row a run, all with the same keys: the run, the config fields in which the runs differ, how far it came, and
+    its final losses in nats per token (`above_floor` where a run knows its floor)."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    varied = [key for key in keys if any(run.config.get(key) != runs[0].config.get(key) for run in runs)]
+    rows = [{"run": run.run_id, **{key: run.config.get(key) for key in varied}, **_outcome(run)} for run in runs]
+    if all(row["above_floor"] is None for row in rows):
+        for row in rows:
+            del row["above_floor"]
+    return rows
+
+
+def _outcome(run: History) -> dict[str, Any]:
+    val_loss, best, floor = final_loss(run, "val_loss"), run.best, run.loss_floor
+    return {
+        "status": run.status,
+        "step": run.step,
+        "tokens": run.tokens,
+        "seconds": run.seconds,
+        "loss": final_loss(run, "loss"),
+        "val_loss": val_loss,
+        "best_val_loss": best.loss if best else None,
+        "above_floor": None if floor is None or val_loss is None else val_loss - floor,
+    }
+
+
+def smallest_difference(runs: Sequence[History], name: str = "val_loss") -> float:
+    """The smallest difference between two single runs that is worth believing, from runs that differ in the seed alone.
+
+    With the deviation s of n final losses, two runs of one config differ by less than t · s · √2 in 95 % of cases,
+    t being Student's quantile at n - 1 degrees of freedom. Raises UsageError for fewer than two runs with a finite end.
+    """
+    finals = np.array([value for run in runs if (value := final_loss(run, name)) is not None and math.isfinite(value)])
+    if len(finals) < 2:
+        raise UsageError(f"the noise of {name} needs two runs that logged it, {len(finals)} did; give more seeds")
+    freedom = len(finals) - 1
+    quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
+    return float(quantile * finals.std(ddof=1) * math.sqrt(2))

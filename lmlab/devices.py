@@ -1,0 +1,149 @@
+"""What the machine can do: device, precision, threads, random numbers, peak arithmetic. All such choices are here."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UsageError
+
+# Dense bf16 peak of common accelerators in TFLOP/s, from the makers' data sheets; keys are parts of device names.
+ACCELERATOR_PEAK = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "L4": 121, "4090": 165, "3090": 71}
+
+
+def pick_device() -> torch.device:
+    """The fastest device of this machine: CUDA, then Apple's MPS, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 run well above the fp32 rate: tensor cores, AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+    return False
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` becomes `bf16` where the device is fast at it, else `fp32`; the other two stay as they are."""
+    if precision == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    return precision
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which a forward pass runs: bf16 matrix products over fp32 weights, or nothing for `fp32`."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def set_threads(threads: int) -> None:
+    """Use that many processor threads. The sum of floats depends on it, so a run keeps the number it began with."""
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the default random generators that training on `device` draws from, as uint8 tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put `random_state` back. A state saved on another kind of device restores the parts that both have."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def seeded_random_state(seed: int, device: torch.device) -> dict[str, Tensor]:
+    """The random state that `seed` starts, without moving the generators of whoever calls."""
+    before = random_state(device)
+    torch.manual_seed(seed)
+    state = random_state(device)
+    set_random_state(before, device)
+    return state
+
+
+class RandomStream:
+    """A run's own random numbers: inside `with stream:` the default generators are the run's, outside the caller's.
+
+    So two runs in one notebook, or a cell that draws numbers between two steps, do not move each other's masks.
+    """
+
+    def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
+        self.state, self.device = state, device
+        self._outside: dict[str, Tensor] = {}
+
+    def __enter__(self) -> RandomStream:
+        self._outside = random_state(self.device)
+        set_random_state(self.state, self.device)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:  # what was interrupted is done again, with the same numbers
+            self.state = random_state(self.device)
+        set_random_state(self._outside, self.device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@functools.lru_cache(maxsize=8)
+def peak_flops(device: torch.device, precision: str, threads: int) -> float:
+    """The floating-point operations per second that matrix products reach here; measured once, in about 0.1 s.
+
+    Known accelerators in bf16 have their data sheet's number. threads: part of the key, since the rate hangs on it.
+    """
+    if device.type == "cuda" and precision == "bf16":
+        name = torch.cuda.get_device_name(device)
+        for part, teraflops in ACCELERATOR_PEAK.items():
+            if part in name:
+                return teraflops * 1e12
+    n = 1024 if device.type == "cpu" else 4096
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.full((n, n), 0.5, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+@contextlib.contextmanager
+def out_of_memory_as_error(advice: str) -> Iterator[None]:
+    """Turn running out of memory in the block into a UsageError that ends in `advice`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UsageError(f"out of memory: {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "DefaultCPUAllocator" in str(error):
+            raise UsageError(f"out of memory: {advice}") from error
+        raise

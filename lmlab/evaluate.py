@@ -1,0 +1,113 @@
+"""Evaluation: every token of a split counted once, whatever the size of the batches.
+
+B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmlab.adapters.base import BaseAdapter
+from lmlab.data import IGNORED, Batch, DataLoader
+from lmlab.devices import autocast
+from lmlab.tokenizers import Tokenizer
+
+LEAK_NATS = 20.0  # a total this far below the entropy of the text cannot be luck: e^-20 is one in 500 million
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The total loss of a split in nats, and what it is divided by. n_bytes: UTF-8 bytes of the counted tokens."""
+
+    total: float
+    n_tokens: int
+    n_bytes: int
+
+    @property
+    def val_loss(self) -> float:
+        """Nats per token."""
+        return self.total / self.n_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss: infinity where that is beyond a float."""
+        return math.exp(self.val_loss) if self.val_loss < 709 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per UTF-8 byte of text, which compares models whose tokenizers differ."""
+        return self.total / math.log(2) / max(1, self.n_bytes)
+
+    def leaks(self, floor_total: float) -> bool:
+        """Whether the loss is lower than the text's own -ln p (in nats) allows: the model has seen the answers."""
+        return self.total < floor_total - LEAK_NATS
+
+
+def batches_of(loader: DataLoader, max_batches: int | None) -> list[Batch] | itertools.islice[Batch]:
+    """The first `max_batches` batches of a loader, all where it is None."""
+    return itertools.islice(loader, max_batches)
+
+
+def count_bytes(loader: DataLoader, tokenizer: Tokenizer | None, max_batches: int | None) -> int:
+    """UTF-8 bytes of the targets that an evaluation counts; without a tokenizer, one byte a token."""
+    counted = [batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches_of(loader, max_batches)]
+    ids = torch.cat(counted) if counted else torch.empty(0, dtype=torch.int64)
+    return len(ids) if tokenizer is None else len(tokenizer.decode(ids.tolist()).encode("utf-8", "replace"))
+
+
+@torch.no_grad()
+def evaluate(
+    adapter: BaseAdapter,
+    loader: DataLoader,
+    *,
+    n_bytes: int,
+    device: torch.device,
+    precision: str = "fp32",
+    max_batches: int | None = None,
+) -> Evaluation:
+    """Token-weighted loss over a loader, dropout off; the model is left in the mode it was in.
+
+    n_bytes: from `count_bytes`, which needs to be asked once.
+    """
+    was_training = adapter.training
+    adapter.eval()
+    total, n_tokens = 0.0, 0
+    try:
+        for batch in batches_of(loader, max_batches):
+            inputs_BT, targets_BT = batch.inputs_BT.to(device), batch.targets_BT.to(device)
+            with autocast(precision, device):
+                total += float(adapter.loss(inputs_BT, targets_BT, "sum"))
+            n_tokens += int((batch.targets_BT != IGNORED).sum())
+    finally:
+        adapter.train(was_training)
+    return Evaluation(total, n_tokens, n_bytes)
+
+
+@torch.no_grad()
+def token_losses(adapter: BaseAdapter, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """The loss of every target in nats, losses_BT in fp32; 0 where a target does not count. Dropout is off."""
+    was_training = adapter.training
+    adapter.eval()
+    try:
+        logits_BTV = adapter.logits(inputs_BT).float()
+    finally:
+        adapter.train(was_training)
+    return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
+
+
+def losses_by_position(adapter: BaseAdapter, loader: DataLoader, max_batches: int | None = None) -> Tensor:
+    """Mean loss at every position of the window in nats, losses_T: how much more context helps."""
+    total_T = torch.zeros(loader.dataset.max_seq_len, dtype=torch.float64)
+    count_T = torch.zeros_like(total_T)
+    device = next(adapter.parameters()).device
+    for batch in batches_of(loader, max_batches):
+        losses_BT = token_losses(adapter, batch.inputs_BT.to(device), batch.targets_BT.to(device)).cpu()
+        total_T += losses_BT.double().sum(dim=0)
+        count_T += (batch.targets_BT != IGNORED).sum(dim=0)
+    return total_T / count_T

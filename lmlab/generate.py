@@ -1,0 +1,120 @@
+"""Sampling from a causal language model with a key-value cache.
+
+B batch, T time, V vocabulary. Temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+COLDEST = 1e-6  # a lower temperature takes the likeliest token, as 0 does: logits divided by it would overflow
+
+
+class Model(Protocol):
+    """What sampling needs of a model: an adapter has it."""
+
+    training: bool
+    max_positions: int | None
+    end_of_text_id: int | None
+
+    def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor: ...
+    def new_cache(self, batch_size: int) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to choose the next token. temperature 0 takes the likeliest; None switches top_k and top_p off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+def filter_logits(logits_BV: Tensor, settings: SamplingSettings) -> Tensor:
+    """Scaled logits_BV in fp32 with -inf for tokens outside top-k and top-p. The likeliest token always stays."""
+    logits_BV = logits_BV.float() / settings.temperature
+    if settings.top_k is not None and settings.top_k < logits_BV.size(-1):
+        least_B1 = logits_BV.topk(settings.top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
+    if settings.top_p is not None and settings.top_p < 1.0:
+        ordered_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+        probabilities_BV = ordered_BV.softmax(dim=-1)
+        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+        outside_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= settings.top_p)
+        outside_BV.scatter_(-1, order_BV[:, :1], False)
+        logits_BV = logits_BV.masked_fill(outside_BV, -math.inf)
+    return logits_BV
+
+
+def choose(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Generator | None) -> Tensor:
+    """The next token of each row, ids_B1."""
+    if settings.temperature < COLDEST:
+        return logits_BV.argmax(dim=-1, keepdim=True)
+    probabilities_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
+    return torch.multinomial(probabilities_BV, 1, generator=generator)
+
+
+def open_document(prompt_BT: Tensor, end_of_text_id: int | None) -> Tensor:
+    """What the token after a prompt may look at: the prompt from its last document on, one the same in all rows."""
+    if end_of_text_id is None:
+        return prompt_BT
+    ended_T = (prompt_BT[:, :-1] == end_of_text_id).all(dim=0)
+    return prompt_BT[:, int(ended_T.nonzero().max()) + 1 :] if bool(ended_T.any()) else prompt_BT
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    prompt_BT: Tensor,
+    settings: SamplingSettings,
+    *,
+    use_cache: bool = True,
+    on_token: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """The prompt and up to `max_new_tokens` that follow it, ids_BT (int64).
+
+    Stops early when every row has ended its document; a row that ended is filled with end-of-text tokens.
+    No token looks back over the end of a document, as in training; the rows of a prompt are to have their ends alike.
+    A seed makes the tokens reproducible and leaves torch's default generator alone. on_token is called with each new
+    ids_B1. Dropout is off meanwhile, and the model is left in the mode it was in. Text longer than a model with
+    `max_positions` can take is cut at that length.
+    """
+    generator = None
+    if settings.seed is not None:
+        generator = torch.Generator(prompt_BT.device).manual_seed(settings.seed)
+    limit = math.inf if model.max_positions is None else model.max_positions
+    ids_BT, cache = prompt_BT, model.new_cache(prompt_BT.size(0)) if use_cache else None
+    fresh_BT = open_document(prompt_BT, model.end_of_text_id) if use_cache else prompt_BT
+    end, ended_B1 = model.end_of_text_id, torch.zeros_like(prompt_BT[:, :1], dtype=torch.bool)
+    begins_anew = use_cache and end is not None and bool((prompt_BT[:, -1] == end).all())
+    was_training = model.training
+    model.train(False)
+    try:
+        for _ in range(settings.max_new_tokens):
+            if ids_BT.size(1) >= limit:
+                break
+            logits_BV = model.logits(fresh_BT if use_cache else ids_BT, cache)[:, -1]
+            if begins_anew:  # what follows the end of a document does not see it
+                cache, begins_anew = model.new_cache(prompt_BT.size(0)), False
+            next_B1 = choose(logits_BV, settings, generator)
+            if end is not None:
+                next_B1 = next_B1.masked_fill(ended_B1, end)
+                ended_B1 |= next_B1 == end
+            ids_BT, fresh_BT = torch.cat([ids_BT, next_B1], dim=1), next_B1
+            if on_token is not None:
+                on_token(next_B1)
+            if bool(ended_B1.all()):
+                break
+    finally:
+        model.train(was_training)
+    return ids_BT

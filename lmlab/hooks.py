@@ -1,0 +1,113 @@
+"""Named research hooks: what to measure inside a model while it trains.
+
+A config names them, `hooks: [activation_stats, "attention_entropy:50"]`; the number after the colon is the cadence in
+steps (10 where none is given). After a measured update the hook sees the model and the inputs of the step in a pass of
+its own, without gradients or dropout, so that it moves no number of the run; on other steps nothing is called.
+
+B batch, T time, D model width, H heads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.errors import ConfigError
+
+DEFAULT_CADENCE = 10
+MEASURED_WINDOWS = 4  # windows of the batch that a hook looks at
+
+
+class Model(Protocol):
+    """What a hook may ask of a model: an adapter has it."""
+
+    model: nn.Module
+
+    def hidden_states(self, ids_BT: Tensor) -> list[Tensor]: ...
+    def attentions(self, ids_BT: Tensor) -> list[Tensor]: ...
+
+
+class Hook(ABC):
+    """One measurement. Subclass it, give it a `name` of its own, and add it to HOOKS."""
+
+    name = ""
+
+    @abstractmethod
+    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+        """Numbers for a `hook` event, JSON values only. The model is in evaluation mode, without gradients."""
+
+
+class ActivationStats(Hook):
+    """Mean, deviation and largest size of the residual stream after the embedding and each block."""
+
+    name = "activation_stats"
+
+    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+        states = [x_BTD.float() for x_BTD in model.hidden_states(inputs_BT)]
+        return {
+            "mean": [float(x_BTD.mean()) for x_BTD in states],
+            "std": [float(x_BTD.std()) for x_BTD in states],
+            "max_abs": [float(x_BTD.abs().max()) for x_BTD in states],
+        }
+
+
+class AttentionEntropy(Hook):
+    """Entropy of the attention of every layer and head in nats: 0 looks at one token, ln T at all alike."""
+
+    name = "attention_entropy"
+
+    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+        entropies_H = []
+        for probabilities_BHTT in model.attentions(inputs_BT):
+            entropy_BHT = torch.special.entr(probabilities_BHTT.float()).sum(dim=-1)
+            entropies_H.append([float(value) for value in entropy_BHT.mean(dim=(0, 2))])
+        return {"entropy": entropies_H}
+
+
+class WeightNorms(Hook):
+    """The Euclidean norm of every parameter."""
+
+    name = "weight_norms"
+
+    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+        return {"norms": {name: float(p.detach().float().norm()) for name, p in model.model.named_parameters()}}
+
+
+HOOKS: dict[str, type[Hook]] = {hook.name: hook for hook in (ActivationStats, AttentionEntropy, WeightNorms)}
+
+
+@dataclass(frozen=True)
+class ActiveHook:
+    """A hook and the cadence at which a run calls it."""
+
+    hook: Hook
+    cadence: int
+
+
+def activate(names: Sequence[str]) -> list[ActiveHook]:
+    """The hooks that a config names. Raises ConfigError on an unknown name or a cadence that is no positive number."""
+    active = []
+    for entry in names:
+        name, colon, cadence = entry.partition(":")
+        if name not in HOOKS:
+            raise ConfigError(f"hooks: no hook {name!r}; there are: {', '.join(sorted(HOOKS))}")
+        if colon and not (cadence.isascii() and cadence.isdigit() and int(cadence) > 0):
+            raise ConfigError(f"hooks: {entry!r} has no cadence in steps after its colon; write {name}:50, say")
+        active.append(ActiveHook(HOOKS[name](), int(cadence) if colon else DEFAULT_CADENCE))
+    return active
+
+
+@torch.no_grad()
+def measure(active: ActiveHook, model: Any, inputs_BT: Tensor) -> dict[str, Any]:
+    """One measurement on the first windows of a batch; the model is left in the mode it was in."""
+    was_training = model.training
+    model.train(False)
+    try:
+        return active.hook.measure(model, inputs_BT[:MEASURED_WINDOWS])
+    finally:
+        model.train(was_training)

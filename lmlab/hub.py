@@ -1,0 +1,187 @@
+"""Import a model: from the hub, a local folder, a GGUF file, or a tiny one made on the spot.
+
+A newcomer is gathered in a hidden folder beside the models, checked there, and moved into place and registered in one
+go. An import that was interrupted leaves only that folder, and the same import goes on with it; one that was refused
+leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lmlab import origins
+from lmlab.errors import HubError, LabError
+from lmlab.events import now
+from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
+from lmlab.hub_client import DISK_FULL, Unfinished, need_space
+from lmlab.registry import Entry, FileInfo, Registry, check_name, is_name
+from lmlab.sources import ImportPlan, origin_of
+from lmlab.words import one_line
+
+MARKER = ".import.json"  # in a folder that an import made: which model it is to be
+A_DAY = 86_400.0
+
+
+def import_model(
+    source: str,
+    name: str | None = None,
+    revision: str | None = None,
+    models_dir: Path | str | None = None,
+    confirm: Callable[[ImportPlan], bool] = lambda plan: True,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Entry | None:
+    """Bring a model in and register it. None where `confirm` declined its plan.
+
+    source: hub id, its web address, a folder, a .gguf file, or `builtin:tiny-qwen`. revision: branch, tag or commit of
+    the hub. tell: called where the import has to wait for another process.
+    Raises HubError on whatever keeps the model out, RegistryError on a bad name or a damaged registry.
+    """
+    origin = origin_of(source, revision)
+    registry = Registry(models_dir)
+    name = check_name(name) if name is not None else make_name(origin.default_name())
+    with disk_errors(registry.models_dir), alone(registry, name, tell) as waited:
+        attempt = Attempt(registry, name)
+        try:
+            plan = origin.plan(name, attempt.folder_for)
+            if name in registry.names():
+                attempt.forget()
+                return existing(registry, plan, waited)
+            folder = attempt.folder_for(plan)
+            need_space(registry.models_dir, plan.download, f"the model {name}")
+            if not confirm(plan):
+                attempt.forget()
+                return None
+            origin.fetch(folder)
+            return admit(registry, plan, folder)
+        except Unfinished:
+            attempt.forget_if_empty()
+            raise
+        except LabError:
+            attempt.forget()
+            raise
+
+
+def make_name(text: str) -> str:
+    """A model name close to `text`. Raises RegistryError where nothing is left of it."""
+    return check_name("".join(c if is_name(f"a{c}") else "-" for c in text).strip("._-")[:64])
+
+
+class Attempt:
+    """The hidden folder in which one import gathers its files, whether begun now or by an earlier attempt."""
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self.registry, self.name = registry, name
+        self.folder, self.begun = registry.partial(name), False
+
+    def folder_for(self, plan: ImportPlan) -> Path:
+        """The folder, emptied of what belongs to another model, and taken back where a kill left it half-registered."""
+        wanted = {"source": plan.source, "model_id": plan.model_id, "revision": plan.revision}
+        placed = self.registry.models_dir / self.name
+        unregistered = self.name not in self.registry.names()
+        if unregistered and not self.folder.exists() and not placed.is_symlink() and read_marker(placed) == wanted:
+            placed.rename(self.folder)
+        if read_marker(self.folder) != wanted:
+            remove_tree(self.folder)
+            self.folder.mkdir(parents=True)
+            write_atomic(self.folder / MARKER, dump_json(wanted))
+        self.begun = True
+        return self.folder
+
+    def forget(self) -> None:
+        """Remove everything that was gathered; what an earlier attempt at another model left stays."""
+        if self.begun:
+            remove_tree(self.folder)
+
+    def forget_if_empty(self) -> None:
+        """Remove the folder where there is nothing in it to go on with."""
+        if self.begun and not any(p.stat().st_size for p in self.folder.iterdir() if p.name != MARKER):
+            self.forget()
+
+
+def read_marker(folder: Path) -> Any:
+    """Which model an import's folder is for; None where it is none."""
+    try:
+        return read_json(folder / MARKER)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
+    """The registered model, where another process has just imported the very same. Else raises HubError."""
+    entry = registry.get(plan.name)
+    same = (entry.source, entry.model_id, entry.revision) == (plan.source, plan.model_id, plan.revision)
+    if same and waited:
+        return entry
+    free = next(name for n in range(2, 10_000) if (name := f"{plan.name[:58]}-v{n}") not in registry.names())
+    if same and plan.revision is not None:
+        raise HubError(f"{plan.name!r} is this very model already; use it, or import it again with --name {free}")
+    other = f" from {one_line(entry.model_id)}" if entry.model_id and entry.model_id != plan.model_id else ""
+    raise HubError(f"a model {plan.name!r} is registered already{other}; choose another name: --name {free}")
+
+
+def admit(registry: Registry, plan: ImportPlan, folder: Path) -> Entry:
+    """Check the gathered files, move them into place and register them. Raises HubError, RegistryError."""
+    what = plan.model_id or plan.name
+    origins.disarm(folder)
+    for path in folder.iterdir():
+        if path.is_dir() or (path.name.startswith(".") and path.name != MARKER):
+            remove_tree(path)
+    adapter = origins.examine(folder, what)
+    kept = sorted(path for path in folder.iterdir() if path.name != MARKER)
+    files = {path.name: FileInfo(size=path.stat().st_size, sha256=sha256_file(path)) for path in kept}
+    entry = Entry(
+        model_name=plan.name,
+        model_id=plan.model_id,
+        source=plan.source,
+        architecture_type=adapter.architecture_type,
+        local_path=plan.name,
+        revision=plan.revision,
+        files=files,
+        license=plan.license,
+        n_parameters=adapter.n_parameters(),
+        size_bytes=sum(info.size for info in files.values()),
+        created_at=now(),
+    )
+    placed = registry.admit(folder, entry)
+    with contextlib.suppress(OSError):
+        (placed / MARKER).unlink()
+    return entry
+
+
+@contextlib.contextmanager
+def alone(registry: Registry, name: str, tell: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the right to import under a name. The block gets whether another process had to be waited for."""
+    with contextlib.ExitStack() as stack:
+        waited = False
+        try:
+            stack.enter_context(registry.importing(name, timeout=0))
+        except TimeoutError:
+            waited = True
+            tell(f"another process is importing {name!r}; waiting for it")
+            try:
+                stack.enter_context(registry.importing(name, timeout=A_DAY))
+            except TimeoutError as error:
+                raise HubError(
+                    f"another process has been importing {name!r} for a day; end it and try again"
+                ) from error
+        yield waited
+
+
+@contextlib.contextmanager
+def disk_errors(models_dir: Path) -> Iterator[None]:
+    """Turn what the disk refuses during an import into a HubError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise Unfinished(
+                f"the disk of {models_dir} is full; free some space and run the same import again: it goes on"
+            ) from error
+        reason = "a file is in its place" if error.errno in (errno.EEXIST, errno.ENOTDIR) else describe_os_error(error)
+        raise HubError(
+            f"cannot write to {models_dir}: {reason}; check its permissions, or choose another --models-dir"
+        ) from error

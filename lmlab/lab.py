@@ -1,0 +1,373 @@
+"""The composition root: what a notebook and the command line call, and the only place where a run is put together.
+
+Reading `build` from top to bottom is reading the pipeline: text, tokens, windows, batches, model, optimizer, loop.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmlab import devices, loading, provenance, storybook
+from lmlab.adapters.base import BaseAdapter
+from lmlab.checkpoint import Checkpoint
+from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.data import Corpus, DataLoader, WindowDataset, load_text, split_corpus
+from lmlab.errors import RunError, UsageError
+from lmlab.events import now
+from lmlab.optim import create_optimizer
+from lmlab.record import Record
+from lmlab.registry import Entry, Registry, check_name
+from lmlab.resuming import find_checkpoint, merge_config, run_folder_of, same_corpus, saved_config
+from lmlab.session import ask_to_stop, train
+from lmlab.tokenizers import Tokenizer
+from lmlab.trainer import Listener, Trainer, facts_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ConfigLike = TrainingConfig | Mapping[str, Any] | str | Path | None
+
+
+def read_config(config: ConfigLike = None, **overrides: Any) -> TrainingConfig:
+    """A config from a file, plain values or nothing (the defaults), with `overrides` on top. Raises ConfigError."""
+    if isinstance(config, str | Path):
+        config = TrainingConfig.from_yaml(config)
+    elif not isinstance(config, TrainingConfig):
+        config = TrainingConfig.from_dict(config or {})
+    return config.updated(**overrides) if overrides else config
+
+
+def build(
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    *,
+    run_name: str | None = None,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    **overrides: Any,
+) -> Trainer:
+    """A Trainer ready to `fit`, from a config and text. Writes nothing yet.
+
+    data: see `load_text`; None is the built-in storybook. overrides: config fields by name. Raises a LabError for
+    whatever the user can mend.
+    """
+    config = read_config(config, **overrides)
+    seed = config.seed if config.seed is not None else secrets.randbits(31)
+    folder = new_run_folder(runs_dir, run_name)
+    origin = loading.origin_of(config, models_dir)
+    corpus = load_corpus(data)
+    tokenizer = loading.load_tokenizer(config, corpus.text, models_dir)
+    batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
+    adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir).to(devices.pick_device())
+    optimizer = create_optimizer(adapter.model, config)
+    facts = {
+        "run_id": folder.name,
+        "kind": "new" if config.model_name is None else "fine-tune",
+        "model": {**origin.pop("model"), **adapter.describe()},
+        **origin,
+        **data_facts,
+    }
+    return Trainer(
+        adapter,
+        optimizer,
+        config,
+        val_dataloader=val,
+        tokenizer=tokenizer,
+        train_dataloader=batches,
+        folder=folder,
+        seed=seed,
+        facts=facts,
+    )
+
+
+def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
+    """Where a new run will go; not made yet. Raises UsageError on a bad name, RunError where it exists."""
+    run_id = provenance.new_run_id() if run_name is None else provenance.check_run_name(run_name)
+    folder = find_runs_dir(runs_dir) / run_id
+    if folder.exists():
+        raise RunError(f"the run {folder} exists already; choose another --run-name, or go on with --resume {run_id}")
+    return folder
+
+
+def load_corpus(data: str | Path | None) -> Corpus:
+    """The text at `data`, a relative path looked up as every path is; None is the built-in storybook."""
+    return load_text(data if data is None else find_file(data))
+
+
+def load_batches(
+    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int, position: int = 0
+) -> tuple[DataLoader, DataLoader | None, dict[str, Any]]:
+    """Training and validation batches of a corpus, and what the log and checkpoints say of the data.
+
+    position: windows that a resumed run has seen. Validation is None where its split holds no target.
+    Raises DataError where the training split does not fill one window.
+    """
+    ids = tokenizer.encode_documents(corpus.documents)
+    train_ids, val_ids = split_corpus(ids, config.train_ratio)
+    windows_per_update = config.batch_size * config.gradient_accumulation_steps
+    batches = DataLoader(WindowDataset(train_ids, config.max_seq_len), windows_per_update, seed=seed, position=position)
+    val = DataLoader(WindowDataset(val_ids, config.max_seq_len), config.batch_size) if len(val_ids) > 1 else None
+    floor_total = None
+    if corpus.is_storybook and val is not None:
+        floor_total, _ = storybook.floor(tokenizer.decode(val_ids.tolist()))
+    facts = {
+        "data": {
+            "path": corpus.path,
+            "sha256": corpus.sha256,
+            "n_tokens": len(ids),
+            "n_train": len(train_ids),
+            "n_val": len(val_ids),
+        },
+        "floor_total": floor_total,
+        "loss_floor": None if floor_total is None else floor_total / len(val_ids),
+    }
+    return batches, val, facts
+
+
+def run(
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    *,
+    run_name: str | None = None,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    listeners: Sequence[Listener] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train and return the `Run`; an interrupt saves first and returns a run that can be resumed.
+
+    Arguments as for `build`. listeners: who is told the events; None shows a live view. Raises a LabError.
+    """
+    trainer = build(config, data, run_name=run_name, runs_dir=runs_dir, models_dir=models_dir, **overrides)
+    return execute(trainer, listeners)
+
+
+def execute(
+    trainer: Trainer,
+    listeners: Sequence[Listener] | None = None,
+    resumed_from: Path | None = None,
+    warnings: Sequence[str] = (),
+) -> Run:
+    """Run a Trainer in its folder and return the `Run`. listeners: None shows a live view."""
+    if listeners is None:
+        from lmlab.views.live import live_listener
+
+        listeners = [live_listener(trainer.config.max_steps, trainer.folder)]
+    received = train(trainer, listeners=listeners, resumed_from=resumed_from, warnings=warnings)
+    assert trainer.folder is not None
+    return Run(trainer.folder, trainer=trainer, stopped_by=received)
+
+
+def resume(
+    where: str | Path,
+    *,
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    listeners: Sequence[Listener] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Go on with a run, bit for bit as if it had not been interrupted.
+
+    where: a checkpoint folder, a run folder or a run id; a run means its newest checkpoint that verifies. config and
+    overrides: what to change, `max_steps` above all. A run that is done already is returned as it is. Raises
+    UsageError where a change contradicts the weights or the data, naming both values.
+    """
+    runs = find_runs_dir(runs_dir)
+    saved, warnings = find_checkpoint(where, runs)
+    merged = merge_config(saved, changes_of(config, overrides))
+    folder = run_folder_of(saved, runs)
+    trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
+    if trainer.finished:
+        return Run(folder, trainer=trainer, was_done=True)
+    return execute(trainer, listeners, resumed_from=saved.folder, warnings=warnings)
+
+
+def changes_of(config: ConfigLike, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a user named, in a config file or besides; those left out are not among them."""
+    if config is None:
+        return dict(overrides)
+    named = read_config(config)
+    values = named.to_dict()
+    return {**{name: values[name] for name in named.model_fields_set}, **overrides}
+
+
+def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus, folder: Path) -> Trainer:
+    """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
+    tokenizer = saved.tokenizer()
+    position = int(saved.state["data"]["position"])
+    batches, val, _ = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
+    facts = facts_of(saved.state)
+    facts["data"] = {**facts["data"], "path": corpus.path}
+    return Trainer.from_checkpoint(
+        saved.folder, val_dataloader=val, config=config, train_dataloader=batches, folder=folder, facts=facts
+    )
+
+
+def branch(
+    where: str | Path,
+    name: str,
+    *,
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    run_name: str | None = None,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    listeners: Sequence[Listener] | None = None,
+    **overrides: Any,
+) -> Run:
+    """A new run from step 0 with a checkpoint's weights and a fresh optimizer, registered as `name` when it completes.
+
+    The checkpoint's run, and the model it came from, stay as they are. data: other text than the checkpoint's is fine
+    here. The model name that the run itself bears is no branch: it resumes. Raises UsageError where `name` is taken,
+    and what `resume` raises.
+    """
+    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
+    if name == saved_config(saved).model_name:
+        folders = {"runs_dir": runs_dir, "models_dir": models_dir}
+        return resume(where, config=config, data=data, listeners=listeners, **folders, **overrides)
+    if check_name(name) in Registry(models_dir).names():
+        raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
+    merged = merge_config(saved, changes_of(config, overrides))
+    folder = new_run_folder(runs_dir, run_name)
+    seed = merged.seed if merged.seed is not None else secrets.randbits(31)
+    corpus = same_corpus(saved, None) if data is None else load_corpus(data)
+    tokenizer = saved.tokenizer()
+    batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
+    adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
+    adapter.end_of_text_id = tokenizer.end_of_text_id
+    link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
+    facts = {
+        "run_id": folder.name,
+        "kind": "branch",
+        "model": saved.state["model"],
+        "fine_tuned_from": saved.state["fine_tuned_from"],
+        "fine_tuning_started_at": now(),
+        "lineage": [*saved.state["lineage"], link],
+        **data_facts,
+    }
+    trainer = Trainer(
+        adapter,
+        create_optimizer(adapter.model, merged),
+        merged,
+        val_dataloader=val,
+        tokenizer=tokenizer,
+        train_dataloader=batches,
+        folder=folder,
+        seed=seed,
+        facts=facts,
+    )
+    finished = execute(trainer, listeners)
+    return register_if_completed(finished, name, models_dir)
+
+
+def finetune(
+    model_name: str,
+    data: str | Path | None = None,
+    name: str | None = None,
+    *,
+    config: ConfigLike = None,
+    models_dir: str | Path | None = None,
+    **arguments: Any,
+) -> Run:
+    """Fine-tune a registered model on text, and register the result as `name` when it completes.
+
+    Further arguments as for `run`. Raises ModelNotFound, and RegistryError where `name` is taken.
+    """
+    if name is not None and check_name(name) in Registry(models_dir).names():
+        raise UsageError(f"the model {name!r} is registered already; choose another name")
+    tuned = run(config, data, models_dir=models_dir, model_name=model_name, **arguments)
+    return tuned if name is None else register_if_completed(tuned, name, models_dir)
+
+
+def register_if_completed(finished: Run, name: str, models_dir: str | Path | None) -> Run:
+    """Register the last checkpoint of a run that completed; one that was stopped is only returned."""
+    if finished.status == "completed":
+        finished.register(name, models_dir)
+    return finished
+
+
+def register(
+    where: str | Path, name: str, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None
+) -> Entry:
+    """Make a checkpoint (or a run's newest) a model of the registry, with its lineage. Raises a LabError."""
+    from lmlab.export import register_checkpoint  # loads transformers for imported models
+
+    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
+    return register_checkpoint(saved.folder, name, models_dir)
+
+
+class Run(Record):
+    """A run as a notebook holds it: its record (see `Record`), and its model in memory once it is asked for.
+
+    stopped_by: the number of the signal that ended the last session, None where it ended by itself. was_done: there
+    was nothing left to resume.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        trainer: Trainer | None = None,
+        stopped_by: int | None = None,
+        was_done: bool = False,
+    ) -> None:
+        super().__init__(folder)
+        self.stopped_by, self.was_done = stopped_by, was_done
+        self._trainer = trainer
+
+    def load(self, checkpoint_folder: Path | None = None) -> tuple[BaseAdapter, Tokenizer]:
+        """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""
+        if self._trainer is not None and self._trainer.tokenizer is not None and checkpoint_folder is None:
+            return self._trainer.model, self._trainer.tokenizer
+        saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)
+        return loading.load_model_and_tokenizer(saved.folder)
+
+    def plot(self, names: Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
+        """The run's curves as a figure that can be saved; see `views.plots.curves`."""
+        from lmlab.views import plots
+
+        self.refresh()
+        return plots.curves(self, names, smoothing=smoothing)
+
+    def watch(self) -> None:
+        """Show the live view of a run that another process trains, until it ends or the cell is interrupted."""
+        from lmlab.views.live import follow
+
+        follow(self)
+
+    def _repr_html_(self) -> str:
+        from lmlab.views.cards import run_card
+
+        self.refresh()
+        return run_card(self).html
+
+    def resume(self, **changes: Any) -> Run:
+        """Go on from the newest checkpoint; see `lab.resume`."""
+        return resume(self.folder, **changes)
+
+    def stop(self, timeout: float = 60.0) -> Run:
+        """Ask the process that trains this run to save and end, and wait until it did.
+
+        timeout: seconds to wait. A run that is not training is returned as it is. Raises RunError.
+        """
+        deadline = time.monotonic() + timeout
+        if self.is_running():
+            ask_to_stop(self.folder)
+        while self.is_running():
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"the run {self.folder} has not ended after {timeout:.0f} s; it may be saving: ask again"
+                )
+            time.sleep(0.05)
+        self.refresh()
+        return self
+
+    def register(self, name: str, models_dir: str | Path | None = None) -> Entry:
+        """Make the newest checkpoint a registered model with its lineage; see `register`."""
+        return register(self.folder, name, models_dir=models_dir)

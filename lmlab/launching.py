@@ -1,0 +1,71 @@
+"""Runs in a process of their own, which go on when the notebook's kernel does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lmlab.config import find_runs_dir
+from lmlab.errors import RunError
+from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
+from lmlab.record import LOG
+
+START_SECONDS = 120.0
+
+
+def launch(
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    *,
+    run_name: str | None = None,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    **overrides: object,
+) -> Run:
+    """Train in a process of its own and return at once, when its first line is in the log.
+
+    Arguments as for `lab.run`; what the process prints is in `.RUN.out` beside the run's folder. `attach` shows it from
+    anywhere, `Run.stop` asks it to save and end. Raises ConfigError, and RunError with the process's own message where
+    it does not start.
+    """
+    resolved = read_config(config, **overrides)
+    folder = new_run_folder(runs_dir, run_name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "lmlab.cli", "--run-name", folder.name, "--runs-dir", str(folder.parent.resolve())]
+    for flag, value in (("--data", data), ("--models-dir", models_dir)):
+        command += [] if value is None else [flag, str(value)]
+    defaults = type(resolved)().to_dict()
+    for name, value in resolved.to_dict().items():
+        command += [] if value == defaults[name] else ["--set", f"{name}={json.dumps(value)}"]
+    output = folder.parent / f".{folder.name}.out"
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    wait_for_start(process, folder, output)
+    return Run(folder)
+
+
+def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:
+    """Wait for the first whole line of the log. Raises RunError with what the process said instead."""
+    deadline = time.monotonic() + START_SECONDS
+    log = folder / LOG
+    while not (log.exists() and b"\n" in log.read_bytes()):
+        if process.poll() is not None:
+            said = output.read_text("utf-8", "replace").strip().splitlines()
+            reason = said[-1].removeprefix("error: ") if said else f"it ended with status {process.returncode}"
+            raise RunError(f"the run {folder.name} did not start: {reason}")
+        if time.monotonic() > deadline:
+            raise RunError(f"the run {folder.name} has not started after {START_SECONDS:.0f} s; see {output}")
+        time.sleep(0.05)
+
+
+def attach(run: str | Path, runs_dir: str | Path | None = None) -> Run:
+    """The run of an id or folder, from its files alone: after a kernel's restart, or from another notebook.
+
+    Raises RunError where there is none.
+    """
+    return Run(find_runs_dir(runs_dir) / run)  # an absolute path stays as it is

@@ -1,0 +1,128 @@
+"""From a config to a model and a tokenizer: the lab's own, or one from the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmlab.adapters.base import BaseAdapter
+from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.config import TrainingConfig
+from lmlab.devices import pick_device
+from lmlab.errors import CheckpointError, ConfigError, TokenizerError
+from lmlab.events import now
+from lmlab.files import describe_os_error, read_json
+from lmlab.registry import Registry
+from lmlab.tokenizers import CharTokenizer, Tokenizer
+from lmlab.transformer import Transformer
+
+
+def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
+    """The model in a folder with `config.json` and `model.safetensors`. Raises CheckpointError."""
+    path = Path(folder) / "config.json"
+    try:
+        architecture = read_json(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
+    model_type = architecture.get("model_type") if isinstance(architecture, dict) else None
+    if model_type == CustomTransformerAdapter.architecture_type:
+        return CustomTransformerAdapter.load(Path(folder), dtype)
+    from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds
+
+    return adapter_for(str(model_type)).load(Path(folder), dtype)
+
+
+def load_tokenizer(config: TrainingConfig, text: str, models_dir: Path | str | None = None) -> Tokenizer:
+    """The tokenizer of a run: the override of the config, else the model's own, else the characters of `text`.
+
+    Raises TokenizerError, and ModelNotFound where a name is not in the registry.
+    """
+    override = config.tokenizer_override
+    if (override is None and config.model_name is None) or override == "char":
+        return CharTokenizer.from_text(text)
+    registry = Registry(models_dir)
+    if override is None:
+        assert config.model_name is not None
+        return Tokenizer.load(registry.path(config.model_name))
+    if override in registry.names():
+        return Tokenizer.load(registry.path(override))
+    if not Path(override).is_dir():
+        known = ", ".join(registry.names()) or "none"
+        raise TokenizerError(
+            f"tokenizer_override: {override!r} is neither `char`, nor a folder, nor a registered model (there are: {known})"
+        )
+    return Tokenizer.load(override)
+
+
+def load_model(
+    config: TrainingConfig, tokenizer: Tokenizer, *, seed: int | None = None, models_dir: Path | str | None = None
+) -> BaseAdapter:
+    """The model of a run: a new Transformer of the config's architecture, or a registered model's weights.
+
+    seed: of new weights, where the config leaves it open. Raises ConfigError where tokenizer and embedding do not fit,
+    ModelNotFound, and CheckpointError on damaged weights.
+    """
+    adapter: BaseAdapter
+    if config.model_name is None:
+        adapter = CustomTransformerAdapter(
+            Transformer(
+                tokenizer.vocab_size,
+                n_layers=config.n_layers,
+                d_model=config.d_model,
+                n_heads=config.n_heads,
+                d_ff=config.d_ff,
+                dropout=config.dropout,
+                max_seq_len=config.max_seq_len,
+                seed=config.seed if config.seed is not None else seed,
+            )
+        )
+    else:
+        adapter = load_adapter(Registry(models_dir).path(config.model_name), dtype=torch.float32)
+        fit_embeddings(adapter, tokenizer, config)
+    if adapter.max_positions is not None and config.max_seq_len > adapter.max_positions:
+        raise ConfigError(
+            f"max_seq_len={config.max_seq_len} is longer than {config.model_name} can take; "
+            f"its limit is {adapter.max_positions}"
+        )
+    adapter.end_of_text_id = tokenizer.end_of_text_id
+    return adapter
+
+
+def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:
+    """Where a new run's weights come from, for its log and checkpoints. Raises ModelNotFound."""
+    if config.model_name is None:
+        model = {"model_name": None, "model_id": None, "source": "scratch"}
+        return {"model": model, "fine_tuned_from": None, "fine_tuning_started_at": None, "lineage": []}
+    registry = Registry(models_dir)
+    entry = registry.get(config.model_name)
+    return {
+        "model": {"model_name": entry.model_name, "model_id": entry.model_id, "source": entry.source},
+        "fine_tuned_from": entry.model_name,
+        "fine_tuning_started_at": now(),
+        "lineage": registry.lineage(entry.model_name),
+    }
+
+
+def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer]:
+    """A checkpoint or a registered model, ready to sample from, on the fastest device. Raises a LabError."""
+    folder = Path(folder)
+    adapter = load_adapter(folder).to(pick_device())
+    tokenizer = Tokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    adapter.end_of_text_id = tokenizer.end_of_text_id
+    return adapter.eval(), tokenizer
+
+
+def fit_embeddings(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> None:
+    """Make a loaded model's embedding hold every id of the tokenizer, or raise ConfigError that names the way out."""
+    if tokenizer.vocab_size <= adapter.vocab_size:
+        return
+    if not config.resize_embeddings:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding of {config.model_name} only "
+            f"{adapter.vocab_size}; set resize_embeddings: true to grow it"
+        )
+    adapter.resize_embeddings(tokenizer.vocab_size)

@@ -1,0 +1,121 @@
+"""Optimizers, their state as plain tensors, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.config import TrainingConfig
+
+
+def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters (Loshchilov and Hutter 2019), weight decay on matrices alone.
+
+    `optimizer: muon` gives the hidden matrices to Muon (Jordan 2024, scaled to AdamW's step as in Liu et al. 2025) and
+    the rest (embeddings, head, vectors) to AdamW.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.optimizer == "muon":
+        return MuonWithAdamW(named, config)
+    return adamw([p for _, p in named], config)
+
+
+def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW in two groups: matrices decay, vectors do not. Fused: one pass over each tensor's state."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for hidden matrices and AdamW for all else, behind one face."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], config: TrainingConfig) -> None:
+        matrices = [
+            p for name, p in named if p.dim() == 2 and not any(word in name for word in ("embed", "head", "wte"))
+        ]
+        held = {id(p) for p in matrices}
+        others = [p for _, p in named if id(p) not in held]
+        super().__init__([p for _, p in named], {"lr": config.learning_rate})
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=config.learning_rate,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if others:
+            self.optimizers.append(adamw(others, config))
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The plain optimizers that make up one: itself, or the two behind MuonWithAdamW."""
+    return optimizer.optimizers if isinstance(optimizer, MuonWithAdamW) else [optimizer]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group the learning rate of the coming update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def learning_rate_at(step: int, config: TrainingConfig, decay_steps: int) -> float:
+    """The learning rate of update `step` (the first is 1).
+
+    It climbs linearly over `warmup_steps`, then stays, or falls to a tenth at `decay_steps` by a cosine (Loshchilov
+    and Hutter 2017) or a line, and stays there.
+    """
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    span = max(1, decay_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    left = 0.5 * (1.0 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1.0 - progress
+    return config.learning_rate * (0.1 + 0.9 * left)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's whole state as tensors named `PARAMETER.KEY`, such as `norm.weight.exp_avg`."""
+    tensors: dict[str, Tensor] = {}
+    states = [part.state for part in parts(optimizer)]
+    for name, parameter in model.named_parameters():
+        for state in states:
+            for key, value in state.get(parameter, {}).items():
+                tensors[f"{name}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave. Raises ValueError naming a tensor that fits no parameter."""
+    by_name = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        parameter = by_name.get(name)
+        owner = next((o for o in parts(optimizer) if parameter is not None and holds(o, parameter)), None)
+        if parameter is None or owner is None:
+            raise ValueError(f"tensor {full_name} belongs to no trained parameter")
+        if tensor.dim() and tensor.shape != parameter.shape:
+            raise ValueError(f"tensor {full_name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+        owner.state[parameter][key] = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
+
+
+def holds(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether an optimizer updates a parameter."""
+    return any(parameter is p for group in optimizer.param_groups for p in group["params"])

@@ -1,0 +1,256 @@
+"""Where a model can come from besides the hub, and what every newcomer must show before it is registered.
+
+A model's folder holds plain files only: weights in safetensors, its config, its tokenizer, its licence. Nothing else is
+taken along, whatever the source: no code, no pickles, no folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmlab.errors import CheckpointError, HubError, TokenizerError
+from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
+from lmlab.registry import FILE_NAME
+from lmlab.words import one_line
+
+if TYPE_CHECKING:
+    from lmlab.adapters.base import BaseAdapter
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "added_tokens.json", "char_tokenizer.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "vocab.json", "vocab.txt",
+)  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+LICENSE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+LARGEST = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes; other files but weights: LARGEST_OTHER
+LARGEST_OTHER = 256 << 20
+PROBE = 8  # tokens of the forward pass that a newcomer has to survive
+
+
+def chosen_files(names: Iterable[str], what: str) -> list[str]:
+    """Which of a source's files to take, but for the shards that an index names. Raises HubError where weights lack."""
+    there = set(names)
+    wanted = {CONFIG, "generation_config.json", *TOKENIZER_FILES}
+    taken = sorted(name for name in there if name in wanted or LICENSE_FILE.fullmatch(name))
+    if CONFIG not in there:
+        raise HubError(f"{what} has no {CONFIG}, so it is no model in the Hugging Face layout; choose another one")
+    weights = WEIGHTS if WEIGHTS in there else INDEX
+    if weights not in there:
+        pickled = next((name for name in sorted(there) if name.endswith(PICKLES)), None)
+        has = f"only {one_line(pickled, 60)}, which can run code" if pickled else "no weights"
+        raise HubError(f"{what} has no safetensors weights ({has}); choose one that has, or another revision of it")
+    return [*taken, weights]
+
+
+def shards(index: Path, names: Iterable[str], what: str) -> list[str]:
+    """The weight files that an index names, all of which must be among `names`. Raises HubError."""
+    from lmlab.adapters.pretrained import shard_names
+
+    try:
+        named = shard_names(index)
+    except CheckpointError as error:
+        raise HubError(f"the index of {what} is not sound; choose another model") from error
+    missing = [name for name in named if name not in set(names)]
+    if missing:
+        raise HubError(f"{what} lacks {missing[0]}, which its index names; ask its authors, or choose another revision")
+    return named
+
+
+def refuse_oversized(name: str, size: int, what: str) -> None:
+    """Raise HubError where a config, index or tokenizer is larger than any real one."""
+    if not name.endswith(".safetensors") and size > LARGEST.get(name, LARGEST_OTHER):
+        raise HubError(f"{name} of {what} has {size:,} bytes, far more than such a file has; choose another model")
+
+
+def folder_files(folder: Path) -> dict[str, int]:
+    """The plain files directly in a folder, by name, with their sizes; links count where they lead to a file."""
+    found = {}
+    for entry in os.scandir(folder):
+        try:
+            status = entry.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if stat.S_ISREG(status.st_mode) and FILE_NAME.fullmatch(entry.name):
+            found[entry.name] = status.st_size
+    return found
+
+
+def select_from_folder(folder: Path) -> dict[str, int]:
+    """The files of a local folder that make up its model, with their sizes. Raises HubError."""
+    what = f"the folder {folder}"
+    if (folder / "state.json").exists() and (folder / "manifest.json").exists():
+        raise HubError(f"{folder} is a checkpoint of a run; use `register-model {folder} --name NAME`")
+    there = folder_files(folder)
+    names = chosen_files(there, what)
+    for name in names:
+        refuse_oversized(name, there[name], what)
+    if names[-1] == INDEX:
+        names += shards(folder / INDEX, there, what)
+    return {name: there[name] for name in names}
+
+
+def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
+    """Copy files, not links, into `target`. Raises HubError."""
+    try:
+        for name in names:
+            shutil.copyfile(folder / name, target / name)
+    except OSError as error:
+        raise HubError(f"cannot copy {name} from {folder}: {describe_os_error(error)}") from error
+
+
+def convert_gguf(path: Path, target: Path) -> None:
+    """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise HubError("reading a .gguf file needs the extra `gguf`: pip install 'lmlab[gguf]'") from error
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CONFIG_MAPPING, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    from lmlab.adapters.pretrained import model_class, quiet
+
+    try:
+        with quiet():
+            values = load_gguf_checkpoint(str(path))["config"]
+            config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+            with torch.device("meta"):
+                model = model_class(config)(config)
+            tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+            tokenizer.save_pretrained(str(target))
+        config.architectures = [type(model).__name__]
+        config.dtype = torch.float32
+        config.save_pretrained(str(target))
+        save_file({k: v.float().contiguous() for k, v in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
+    except Exception as error:  # the readers raise whatever a damaged file makes of them; all of it means the same here
+        raise HubError(f"{path} cannot be read as a GGUF model: {one_line(error)}; choose another file") from error
+
+
+def make_tiny_qwen(target: Path) -> None:
+    """Write a random Qwen 2 of 1.1 million parameters with a byte-level BPE trained on the storybook, always the same."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from lmlab import storybook
+    from lmlab.adapters.pretrained import quiet
+
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([storybook.generate(200_000, seed=0)], trainer)
+    tokenizer.save(str(target / "tokenizer.json"))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": end, "pad_token": end, "model_max_length": 512}
+    write_atomic(target / "tokenizer_config.json", dump_json(settings))
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.token_to_id(end),
+    )
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Qwen2ForCausalLM(config).save_pretrained(target)
+
+
+def disarm(folder: Path) -> list[str]:
+    """Take out of the JSON files what makes transformers run code or read elsewhere. Returns the files changed."""
+    from lmlab.adapters.pretrained import harmless
+
+    changed = []
+    for name in (CONFIG, "generation_config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.exists():
+            try:
+                values = read_json(path)
+            except (ValueError, RecursionError) as error:
+                raise HubError(f"{name} is no JSON; choose another model or revision") from error
+            if harmless(values) != values:
+                write_atomic(path, dump_json(harmless(values)))
+                changed.append(name)
+    return changed
+
+
+def examine(folder: Path, what: str) -> BaseAdapter:
+    """Load the model in a folder and run a few tokens through it, and its tokenizer. Raises HubError saying what fails.
+
+    On the way its shapes are compared with the files' on the meta device, before memory is spent.
+    """
+    from lmlab.adapters.custom import CustomTransformerAdapter
+
+    try:
+        if architecture(folder).get("model_type") == CustomTransformerAdapter.architecture_type:
+            adapter: BaseAdapter = CustomTransformerAdapter.load(folder)
+        else:
+            from lmlab.adapters.huggingface import adapter_for
+
+            adapter = adapter_for(str(architecture(folder).get("model_type"))).load(folder)
+        try_forward(adapter, what)
+        try_tokenizer(folder, adapter, what)
+    except CheckpointError as error:
+        raise HubError(f"{what} cannot be used: {str(error).replace(f'{folder}{os.sep}', '')}") from error
+    except TokenizerError as error:
+        raise HubError(f"the tokenizer of {what} cannot be used: {one_line(error)}") from error
+    return adapter
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """The values of a folder's config. Raises CheckpointError."""
+    from lmlab.adapters.pretrained import read_object
+
+    return read_object(folder / CONFIG)
+
+
+def try_forward(adapter: BaseAdapter, what: str) -> None:
+    """Run a few tokens: the logits must be finite, one for each token, and blind to the future. Raises HubError."""
+    import torch
+
+    ids_BT = torch.arange(PROBE)[None] % adapter.vocab_size
+    changed_BT = ids_BT.clone()
+    changed_BT[0, -1] = (ids_BT[0, -1] + 1) % adapter.vocab_size
+    try:
+        with torch.no_grad():
+            logits_BTV, other_BTV = adapter.eval().logits(ids_BT), adapter.logits(changed_BT)
+    except Exception as error:  # whatever a model raises on shapes that do not go together
+        raise HubError(f"{what} cannot be used: its first forward pass fails with {one_line(error)}") from error
+    if not bool(logits_BTV.isfinite().all()):
+        raise HubError(f"{what} cannot be used: its logits are not finite, so its weights are damaged")
+    if not torch.allclose(logits_BTV[:, :-1].float(), other_BTV[:, :-1].float(), rtol=1e-2, atol=1e-2):
+        raise HubError(f"{what} is no causal language model: what follows a token changes what it predicts")
+
+
+def try_tokenizer(folder: Path, adapter: BaseAdapter, what: str) -> None:
+    """Load the tokenizer, where there is one, and compare it with the embedding. Raises HubError, TokenizerError."""
+    from lmlab.tokenizers import Tokenizer
+
+    if not has_tokenizer(folder):
+        return
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > adapter.vocab_size:
+        raise HubError(
+            f"{what} cannot be used: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {adapter.vocab_size}"
+        )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of any kind."""
+    return any((folder / name).exists() for name in (*TOKENIZERS, "char_tokenizer.json"))

@@ -1,0 +1,212 @@
+"""A run folder read back: its history from `log.jsonl`, its checkpoints, notes and tags. Imports no torch.
+
+Reading never raises for what a log holds: what can be read is read, and `damaged` counts the lines that cannot.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lmlab.errors import RunError
+from lmlab.events import parse_line
+from lmlab.files import describe_os_error, dump_json, lock, read_json, remove_tree, tree_size, write_atomic
+from lmlab.history import History, as_mapping, as_text, timestamp
+
+LOG = "log.jsonl"
+RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
+CHUNK = 1 << 20
+LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
+
+AnyRecord = TypeVar("AnyRecord", bound="Record")
+
+
+class Record(History):
+    """A run folder, read. `refresh` takes in what was appended since; a moved folder reads the same."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Read the run in `folder`. Raises RunError where there is no such folder; never for what its log holds."""
+        super().__init__()
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise RunError(f"no run in {self.folder}: there is no such folder; `list-runs` shows the runs there are")
+        self._offset, self._inode = 0, -1
+        self.refresh()
+
+    def __repr__(self) -> str:
+        return f"Record({str(self.folder)!r}, {self.status}, step {self.step})"
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; the folder's name where the log does not say."""
+        return super().run_id or self.folder.resolve().name
+
+    @property
+    def log_path(self) -> Path:
+        """The run's log file."""
+        return self.folder / LOG
+
+    def refresh(self) -> bool:
+        """Read the log's new lines. True where there were any, or the log was replaced. Cost: the new bytes alone."""
+        try:
+            with open(self.log_path, "rb") as file:
+                state = os.fstat(file.fileno())
+                replaced = state.st_ino != self._inode or state.st_size < self._offset
+                if replaced:  # resumed at an earlier checkpoint: the log was rewritten without what came after it
+                    self._forget()
+                    self._offset, self._inode = 0, state.st_ino
+                file.seek(self._offset)
+                before = self._offset
+                for line, end in _whole_lines(file.read):
+                    self._take(line)
+                    self._offset = before + end
+                return replaced or self._offset > before
+        except OSError:
+            return False  # no log yet, or none that can be read: the record stays as it is
+
+    def _take(self, line: bytes) -> None:
+        if line.strip():
+            event = parse_line(line)
+            if event is None:
+                self.damaged += 1
+            else:
+                self.add(event)
+
+    def is_running(self) -> bool:
+        """Whether a living process holds the run's lock."""
+        if not (self.folder / f"{RUN_LOCK}.lock").exists():
+            return False
+        try:
+            with lock(self.folder / RUN_LOCK, timeout=0):
+                return False
+        except TimeoutError:
+            return True
+        except OSError:
+            return False  # a folder that cannot be written to is not trained in
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints on disk, oldest first."""
+        found = []
+        for path in (self.folder / "checkpoints").glob("step-*"):
+            step = path.name.removeprefix("step-")
+            if step.isdecimal() and (path / "manifest.json").is_file():
+                found.append((int(step), path))
+        return [path for _, path in sorted(found)]
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The last complete checkpoint, or None."""
+        return next(reversed(self.checkpoints()), None)
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the lowest validation loss, which the file `checkpoints/best` names, or None."""
+        try:
+            name = (self.folder / "checkpoints" / "best").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return None
+        return next((path for path in self.checkpoints() if path.name == name), None)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the run takes on disk."""
+        try:
+            return tree_size(self.folder)
+        except OSError:  # a file went while we looked, as temporaries of a running process do
+            return 0
+
+    @property
+    def notes(self) -> str:
+        """What the user noted about the run."""
+        return as_text(self._remarks().get("notes"))
+
+    @property
+    def tags(self) -> list[str]:
+        """The run's tags, in the order they were given."""
+        tags = self._remarks().get("tags")
+        return [as_text(tag) for tag in tags] if isinstance(tags, list) else []
+
+    def set_notes(self, notes: str) -> None:
+        """Keep `notes` with the run, in place of those before. Raises RunError where the folder cannot be written."""
+        self._remark(lambda remarks: {**remarks, "notes": notes})
+
+    def tag(self, *names: str) -> None:
+        """Add tags. Raises RunError where the folder cannot be written."""
+        self._remark(lambda remarks: {**remarks, "tags": list(dict.fromkeys([*self.tags, *names]))})
+
+    def untag(self, *names: str) -> None:
+        """Take tags away; one that is not there is passed over. Raises RunError."""
+        self._remark(lambda remarks: {**remarks, "tags": [tag for tag in self.tags if tag not in names]})
+
+    def _remarks(self) -> dict[str, Any]:
+        try:
+            return as_mapping(read_json(self.folder / "notes.json"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+
+    def _remark(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        path = self.folder / "notes.json"
+        try:
+            with lock(path):
+                write_atomic(path, dump_json(change(self._remarks())))
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {describe_os_error(error)}; check the folder") from error
+
+
+def _whole_lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
+    """The lines that `read` gives, each with the offset after it. The last may lack its newline, if it is whole."""
+    end, pending = 0, b""
+    while chunk := read(CHUNK):
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            end += len(line) + 1
+            yield line, end
+        if len(pending) > LONGEST_LINE:
+            end += len(pending)
+            yield b"?", end  # damaged
+            pending = b""
+    if pending and parse_line(pending) is not None:
+        yield pending, end + len(pending)
+
+
+def find_runs(runs_dir: Path | str, kind: type[AnyRecord] = Record) -> list[AnyRecord]:  # type: ignore[assignment]
+    """The runs in a folder as records of a kind, newest first; none where there is no such folder."""
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        return []
+    records = [kind(path) for path in runs_dir.iterdir() if _is_run(path)]
+    return sorted(records, key=lambda record: (_began(record), record.run_id), reverse=True)
+
+
+def _is_run(path: Path) -> bool:
+    return not path.name.startswith(".") and ((path / LOG).is_file() or (path / "config.yaml").is_file())
+
+
+def _began(record: Record) -> float:
+    began = timestamp(record.starts[0]) if record.starts else math.nan
+    return record.folder.stat().st_mtime if math.isnan(began) else began
+
+
+def delete_run(folder: Path | str) -> int:
+    """Delete a run's folder and return the bytes freed. A link goes itself, never what it points to.
+
+    Raises RunError where the folder holds no run, a process is training in it, or the disk refuses.
+    """
+    folder = Path(folder)
+    if not _is_run(folder):
+        raise RunError(f"no run in {folder}; `list-runs` shows the runs there are")
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+            return 0
+        with lock(folder / RUN_LOCK, timeout=0):
+            freed = tree_size(folder)
+            remove_tree(folder)
+            return freed
+    except TimeoutError as error:
+        raise RunError(f"run {folder} is in use by another process; stop it first, then delete it") from error
+    except OSError as error:
+        raise RunError(f"cannot delete {folder}: {describe_os_error(error)}; check its permissions") from error

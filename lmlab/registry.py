@@ -1,0 +1,399 @@
+"""The model registry: `models/registry.json` and one folder per model. Imports no torch.
+
+Every write takes the registry's lock, reads the file again, and replaces it atomically, so that writers never lose each
+other's entries and a kill leaves the old file or the new one. What a damaged or hostile registry says is never followed
+out of the models folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+
+from lmlab.errors import ModelNotFound, RegistryError
+from lmlab.files import (
+    TEMPORARY,
+    describe_os_error,
+    dump_json,
+    is_alive,
+    lock,
+    move_folder,
+    read_json,
+    remove_tree,
+    sha256_file,
+    tree_size,
+    write_atomic,
+)
+
+REGISTRY_FILE = "registry.json"
+VERSION = 1
+PARTIAL = ".partial-"  # begins the name of a folder that holds an import which is not complete
+IMPORT_LOCK = ".import-"  # begins the name of the lock that its import holds
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
+LARGEST_REGISTRY = 256 << 20  # bytes; a larger file is none of ours
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a model: `[a-z0-9][a-z0-9._-]{0,63}`, and not the registry's own file."""
+    return NAME.fullmatch(text) is not None and not text.startswith(REGISTRY_FILE)
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises RegistryError where it may not name a model."""
+    if not isinstance(name, str) or not is_name(name):
+        raise RegistryError(
+            f"{name!r} cannot name a model; use a-z, 0-9, dot, dash and underscore, beginning with a letter or digit, "
+            "64 at most"
+        )
+    return name
+
+
+def default_models_dir() -> Path:
+    """LMLAB_MODELS_DIR, else `models` in LMLAB_HOME, the current folder, or the nearest parent that holds `configs`."""
+    if named := os.environ.get("LMLAB_MODELS_DIR"):
+        return Path(named)
+    if home := os.environ.get("LMLAB_HOME"):
+        return Path(home) / "models"
+    here = Path.cwd()
+    if not (here / "models").is_dir():
+        for parent in (here, *here.parents):
+            if (parent / "configs").is_dir():
+                return parent / "models"
+    return here / "models"
+
+
+class FileInfo(BaseModel):
+    """Size in bytes and sha256 of one of a model's files, as they were when it was registered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: NonNegativeInt
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Link(BaseModel):
+    """One ancestor: the model, and the run and step whose weights were taken; None where there is none of them."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_name: str | None
+    run_id: str | None = None
+    step: int | None = None
+
+
+class Entry(BaseModel):
+    """What the registry knows of a model. `lineage` holds its ancestors, oldest first; the last is `fine_tuned_from`.
+
+    run_id, step: the run that made a fine-tuned model, and the step its weights are from. local_path: the model's
+    folder, a plain name inside the models folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    model_name: str
+    model_id: str | None = None
+    source: Literal["huggingface", "local", "gguf", "builtin", "fine-tuned", "custom"]
+    architecture_type: str
+    local_path: str
+    revision: str | None = None
+    files: dict[str, FileInfo] = Field(default_factory=dict)
+    license: str | None = None
+    n_parameters: NonNegativeInt = 0
+    size_bytes: NonNegativeInt = 0
+    created_at: str = ""
+    fine_tuned_from: str | None = None
+    fine_tuning_started_at: str | None = None
+    lineage: tuple[Link, ...] = ()
+    run_id: str | None = None
+    step: int | None = None
+
+    @field_validator("model_name", "local_path")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not is_name(value):
+            raise ValueError(f"{value!r} leaves the models folder or is no valid name")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _plain_files(cls, value: dict[str, FileInfo]) -> dict[str, FileInfo]:
+        for name in value:
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no plain file name")
+        return value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that `validate` found: about which model or folder, what, and whether it was removed."""
+
+    name: str
+    message: str
+    fixed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" + (" (removed)" if self.fixed else "")
+
+
+class Registry:
+    """The models of one folder. Nothing is kept in memory: every call reads the file as it is now."""
+
+    def __init__(self, models_dir: Path | str | None = None) -> None:
+        """models_dir: None means `default_models_dir()`. It need not exist yet."""
+        self.models_dir = default_models_dir() if models_dir is None else Path(models_dir)
+        self.file = self.models_dir / REGISTRY_FILE
+
+    def names(self) -> list[str]:
+        """The names of all models, in the order they were added."""
+        return list(self._read())
+
+    def entries(self) -> list[Entry]:
+        """Every entry that can be read; `damaged` has the others."""
+        return [Entry.model_validate(v) for name, v in self._read().items() if self._flaw(name, v) is None]
+
+    def damaged(self) -> dict[str, str]:
+        """Why an entry cannot be used, by name. Empty in a sound registry."""
+        return {name: reason for name, v in self._read().items() if (reason := self._flaw(name, v)) is not None}
+
+    def get(self, name: str) -> Entry:
+        """The entry of that name. Raises ModelNotFound listing what there is, RegistryError on a damaged entry."""
+        models = self._read()
+        if name not in models:
+            known = ", ".join(models) if models else "none yet: get one with `import-model SOURCE`"
+            raise ModelNotFound(f"no model {name!r} in {self.file}; there are: {known}")
+        flaw = self._flaw(name, models[name])
+        if flaw is not None:
+            raise RegistryError(f"entry {name!r} in {self.file} is damaged: {flaw}; run `validate-registry --fix`")
+        return Entry.model_validate(models[name])
+
+    def path(self, name: str) -> Path:
+        """The folder of a model. Raises ModelNotFound, and RegistryError where files are missing or of another size."""
+        entry = self.get(name)
+        self._refuse(name, self._missing(entry) or self._resized(entry))
+        return self.models_dir / entry.local_path
+
+    def verify(self, name: str) -> Path:
+        """The same as `path`, after comparing every file with its sha256. Raises RegistryError naming the file."""
+        entry, folder = self.get(name), self.path(name)
+        self._refuse(name, self._altered(entry))
+        return folder
+
+    def ancestors(self, name: str) -> list[str]:
+        """The models that this one comes from, oldest first, whether or not they are still registered."""
+        return [link.model_name for link in self.get(name).lineage if link.model_name is not None]
+
+    def descendants(self, name: str) -> list[str]:
+        """Registered models that come from this one, directly or not, in the order they were added."""
+        return [e.model_name for e in self.entries() if self._comes_from(e, name) and e.model_name != name]
+
+    def lineage(self, name: str) -> list[dict[str, Any]]:
+        """The ancestry of a run that starts from this model: the model's own, and then the model itself."""
+        entry = self.get(name)
+        own = Link(model_name=entry.model_name, run_id=entry.run_id, step=entry.step)
+        return [link.model_dump() for link in (*entry.lineage, own)]
+
+    def add(self, entry: Entry, replace: bool = False) -> None:
+        """Write an entry. Raises RegistryError where the name is taken, unless it is to be replaced."""
+        with self._writing() as models:
+            if not replace:
+                self._refuse_taken(entry.model_name, models)
+            models[entry.model_name] = entry.model_dump(mode="json")
+
+    def admit(self, staged: Path, entry: Entry) -> Path:
+        """Move the finished folder `staged` into place and write its entry, in one go for every other process.
+
+        Raises RegistryError where name or folder is taken; `staged` stays where it is then.
+        """
+        target = self.models_dir / entry.local_path
+        with self._writing() as models:
+            self._refuse_taken(entry.model_name, models)
+            try:
+                move_folder(staged, target)
+            except FileExistsError as error:
+                raise RegistryError(
+                    f"the folder {target} exists but is not registered; run `validate-registry --fix`, then try again"
+                ) from error
+            models[entry.model_name] = entry.model_dump(mode="json")
+        return target
+
+    def remove(self, name: str, force: bool = False) -> int:
+        """Remove a model, entry and folder, and return the bytes freed. A link is removed, not what it points to.
+
+        Raises ModelNotFound; RegistryError where models come from it, unless forced, and where the disk refuses.
+        """
+        with self._writing() as models:
+            children = self.descendants(name)
+            entry = self.get(name)
+            if children and not force:
+                raise RegistryError(f"{', '.join(children)} come from {name!r}; delete them first, or use --force")
+            del models[name]
+            shared = any(isinstance(v, dict) and v.get("local_path") == entry.local_path for v in models.values())
+        folder = self.models_dir / entry.local_path
+        if shared or not os.path.lexists(folder):
+            return 0
+        freed = tree_size(folder)
+        try:
+            remove_tree(folder)
+        except OSError as error:
+            raise RegistryError(f"cannot remove {folder}: {describe_os_error(error)}; remove it by hand") from error
+        return freed
+
+    def validate(self, fix: bool = False) -> list[Problem]:
+        """Check every entry, file, size and hash, and look for folders without an entry and remains of dead writers.
+
+        fix: remove dead entries (unreadable ones, and those whose files are gone) with what is left of their files, and
+        all that belongs to no entry. A damaged file is reported only, and an import that is under way is left alone.
+        """
+        if not self.models_dir.is_dir():
+            return []
+        problems: list[Problem] = []
+        for entry in self.entries():  # before the lock, because hashing takes long
+            damage = None if self._missing(entry) else self._resized(entry) or self._altered(entry)
+            if damage is not None:
+                problems.append(Problem(entry.model_name, f"{damage}; delete it or import it again"))
+        with self._writing(changed=fix) as models:
+            for name, value in list(models.items()):
+                reason = self._flaw(name, value) or self._missing(Entry.model_validate(value))
+                if reason is not None:
+                    problems.append(Problem(name, reason, fix))
+                    del models[name]
+            used = {value["local_path"] for value in models.values()}
+            for path, reason in self._orphans(used):
+                problems.append(Problem(path.name, reason, fix))
+                if fix:
+                    remove_tree(path)
+        return problems
+
+    def _orphans(self, used: set[str]) -> Iterator[tuple[Path, str]]:
+        """Folders that no entry names, unfinished imports that nobody works on, and remains of dead writers."""
+        for path in sorted(self.models_dir.iterdir()):
+            temporary = TEMPORARY.match(path.name)
+            if temporary:
+                if not is_alive(int(temporary[1])):
+                    yield path, "is left over from a process that died"
+            elif path.name.startswith((PARTIAL, IMPORT_LOCK)):
+                name = path.name.removeprefix(PARTIAL).removeprefix(IMPORT_LOCK).removesuffix(".lock")
+                with contextlib.suppress(TimeoutError), self.importing(name, timeout=0):
+                    if path.name.startswith(PARTIAL):
+                        yield path, "holds an import that did not finish; the same import-model goes on with it"
+            elif is_name(path.name) and path.name not in used and (path.is_dir() or path.is_symlink()):
+                yield path, "is a folder that no entry names"
+
+    @contextlib.contextmanager
+    def importing(self, name: str, timeout: float) -> Iterator[None]:
+        """Hold the right to import a model of that name, alone among all processes. Raises TimeoutError."""
+        path = self.models_dir / f"{IMPORT_LOCK}{name}"
+        with lock(path, timeout):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                    path.with_name(f"{path.name}.lock").unlink()
+
+    def partial(self, name: str) -> Path:
+        """Where an import of that name gathers its files, on the disk of the models folder and hidden from readers."""
+        return self.models_dir / f"{PARTIAL}{name}"
+
+    def _flaw(self, name: str, value: Any) -> str | None:
+        """What makes an entry unusable, None where it is sound."""
+        try:
+            entry = Entry.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
+        return None if entry.model_name == name else f"it calls itself {entry.model_name!r}"
+
+    def _refuse(self, name: str, problem: str | None) -> None:
+        if problem is not None:
+            raise RegistryError(f"model {name!r}: {problem}; import it again or run `validate-registry`")
+
+    def _refuse_taken(self, name: str, models: dict[str, Any]) -> None:
+        if name in models:
+            raise RegistryError(f"a model {name!r} is registered already; choose another name or delete it")
+
+    def _missing(self, entry: Entry) -> str | None:
+        """The first file that is not there, in words; None where all are."""
+        folder = self.models_dir / entry.local_path
+        if not folder.is_dir():
+            return f"its folder {folder} is missing"
+        for name in entry.files:
+            if not (folder / name).is_file():
+                return f"its file {folder / name} is missing"
+        return None
+
+    def _resized(self, entry: Entry) -> str | None:
+        """The first file that has another size than the registered one, in words; None where all are right."""
+        for name, info in entry.files.items():
+            path = self.models_dir / entry.local_path / name
+            if path.stat().st_size != info.size:
+                return f"its file {path} is damaged: {path.stat().st_size} bytes, not {info.size}"
+        return None
+
+    def _altered(self, entry: Entry) -> str | None:
+        """The first file whose content is not the registered one, in words; None where all are right."""
+        for name, info in entry.files.items():
+            path = self.models_dir / entry.local_path / name
+            try:
+                if sha256_file(path) != info.sha256:
+                    return f"its file {path} is damaged: its sha256 is not the registered one"
+            except OSError as error:
+                return f"its file {path} cannot be read: {describe_os_error(error)}"
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        """The entries as they stand in the file, unchecked, by name. Raises RegistryError."""
+        try:
+            if self.file.stat().st_size > LARGEST_REGISTRY:
+                raise ValueError("it is far larger than a registry can be")
+            content = read_json(self.file)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise RegistryError(
+                f"cannot read {self.file}: {describe_os_error(error)}; check its permissions"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(str(error).splitlines()[0]) from error
+        if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
+            raise self._unreadable("it holds no models")
+        if content.get("version") != VERSION:
+            raise RegistryError(
+                f"{self.file} has version {content.get('version')!r}, this lmlab reads {VERSION}; use a newer lmlab"
+            )
+        models: dict[str, Any] = content["models"]
+        return models
+
+    def _unreadable(self, reason: str) -> RegistryError:
+        return RegistryError(
+            f"{self.file} is damaged ({reason[:120]}); restore it from a copy, or move it away and import the models "
+            "again (their folders are untouched)"
+        )
+
+    @contextlib.contextmanager
+    def _writing(self, changed: bool = True) -> Iterator[dict[str, Any]]:
+        """The entries, read under the lock, to be changed in the block and written when it ends well."""
+        try:
+            self.models_dir.mkdir(parents=True, exist_ok=True)
+            with lock(self.file):
+                models = self._read()
+                yield models
+                if changed:
+                    write_atomic(self.file, dump_json({"version": VERSION, "models": models}))
+        except TimeoutError as error:
+            raise RegistryError(f"{self.file} is locked by another process for too long; try again") from error
+        except OSError as error:
+            reason = "is no folder" if error.errno == errno.EEXIST else describe_os_error(error)
+            raise RegistryError(f"cannot write {self.file}: {reason}; check space and permissions") from error
+
+    @staticmethod
+    def _comes_from(entry: Entry, name: str) -> bool:
+        return entry.fine_tuned_from == name or any(link.model_name == name for link in entry.lineage)

@@ -1,0 +1,103 @@
+"""What it takes to go on from a checkpoint: find it, merge what the user changes, refuse what contradicts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmlab import checkpoint
+from lmlab.checkpoint import Checkpoint
+from lmlab.config import TrainingConfig, find_file
+from lmlab.data import Corpus, load_text
+from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.record import LOG
+
+# What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
+FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
+ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")  # fixed, too, where no model has its own
+
+
+def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint that `where` means, verified, and a warning for each newer one of the run that is damaged.
+
+    where: a checkpoint folder, a run folder, or a run id in `runs_dir`; a run means its newest checkpoint that
+    verifies. Raises CheckpointError or RunError.
+    """
+    for path in (find_file(where), runs_dir / where):
+        if (path / "checkpoints").is_dir():
+            saved, refused = checkpoint.newest(path / "checkpoints")
+            return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]
+        if path.is_dir() and (path / LOG).exists():
+            raise RunError(f"the run {path} has no checkpoints; start it again")
+        if path.is_dir():
+            return checkpoint.load(path), []
+        if path.exists():
+            raise CheckpointError(
+                f"{path} is a file, not a checkpoint; give the folder step-NNNNNNNN, its run, or a run id"
+            )
+    raise CheckpointError(
+        f"no checkpoint or run at {where}; give a checkpoint folder, a run folder or an id of list-runs"
+    )
+
+
+def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
+    """The run's folder, wherever it was moved. A checkpoint copied out of its run gets a new folder of the same id.
+
+    Raises RunError where that exists already.
+    """
+    if saved.folder.parent.name == "checkpoints" and (saved.folder.parent.parent / LOG).is_file():
+        return saved.folder.parent.parent
+    folder = runs_dir / str(saved.state.get("run_id"))
+    if folder.exists():
+        raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
+    return folder
+
+
+def saved_config(saved: Checkpoint) -> TrainingConfig:
+    """The config in a checkpoint. Raises CheckpointError."""
+    source = str(saved.folder / "state.json")
+    values = saved.state.get("config")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{source} is damaged: it holds no config")
+    try:
+        return TrainingConfig.from_dict(values, source=source)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def merge_config(saved: Checkpoint, changes: dict[str, Any]) -> TrainingConfig:
+    """The saved config with the user's changes. Raises UsageError naming both values of one that cannot change."""
+    own = saved_config(saved)
+    fixed = FIXED if own.model_name is not None else FIXED + ARCHITECTURE
+    for name in sorted(changes.keys() & set(fixed)):
+        before = getattr(own, name)
+        if name == "seed":
+            before = saved.state.get("seed")
+            if changes[name] is None:
+                continue
+        if changes[name] != before:
+            raise UsageError(
+                f"{name}={changes[name]} contradicts the checkpoint {saved.folder}, which has {name}={before}; "
+                "leave it out, or start a new run"
+            )
+    changes = {name: value for name, value in changes.items() if name != "seed"}
+    return own.updated(**changes) if changes else own
+
+
+def same_corpus(saved: Checkpoint, data: str | Path | None) -> Corpus:
+    """The text that the run was trained on, from `data` or where it was. Raises DataError where it is another one."""
+    facts = saved.state.get("data")
+    if not isinstance(facts, dict) or not isinstance(facts.get("path"), str):
+        raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it does not say what data it was trained on")
+    try:
+        corpus = load_text(find_file(data) if data is not None else facts["path"])
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(f"the run's data cannot be read again: {error}; say where it is now with --data") from error
+    if corpus.sha256 != facts.get("sha256"):
+        raise DataError(
+            f"{corpus.path} is not the text that the run was trained on: its sha256 is {corpus.sha256[:12]}…, the "
+            f"checkpoint's {str(facts.get('sha256'))[:12]}…; give that text with --data, or start a new run"
+        )
+    return corpus

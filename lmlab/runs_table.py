@@ -1,0 +1,55 @@
+"""Runs as a table of text, for `list-runs`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmlab.record import Record
+from lmlab.words import one_line, size
+
+COLUMNS = ("run", "status", "step", "loss", "val_loss", "model", "data", "size", "tags")
+
+
+def row(run: Record) -> dict[str, Any]:
+    """What there is to say of a run in one line, as JSON values."""
+    return {
+        "run": run.run_id,
+        "status": run.status,
+        "step": run.step,
+        "max_steps": run.max_steps,
+        "loss": run.last("loss"),
+        "val_loss": run.best.loss if run.best is not None else None,
+        "model": run.model.get("model_name") or run.model.get("architecture_type"),
+        "data": run.start.get("data", {}).get("path") if isinstance(run.start.get("data"), dict) else None,
+        "size_bytes": run.size_bytes,
+        "tags": run.tags,
+        "notes": run.notes,
+        "folder": str(run.folder),
+    }
+
+
+def render(runs: Sequence[Record]) -> str:
+    """A table of runs in the order given; a sentence where there are none."""
+    if not runs:
+        return "no runs yet; start one with: python main.py --max-steps 100"
+    lines = [COLUMNS, *(cells(row(run)) for run in runs)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def cells(values: dict[str, Any]) -> tuple[str, ...]:
+    """A row's values as they are printed; the last part of a data path is enough to know it by."""
+    return (
+        one_line(values["run"], 64),
+        values["status"],
+        f"{values['step']}/{values['max_steps'] if values['max_steps'] is not None else '?'}",
+        "" if values["loss"] is None else f"{values['loss']:.4f}",
+        "" if values["val_loss"] is None else f"{values['val_loss']:.4f}",
+        one_line(values["model"] or "?", 40),
+        one_line(str(values["data"] or "?").rsplit("/", 1)[-1], 30),
+        size(values["size_bytes"]),
+        one_line(", ".join(values["tags"]), 40),
+    )

@@ -1,0 +1,189 @@
+"""One training session in a run folder: the log, the lock, the signals, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmlab import checkpoint, events, provenance
+from lmlab.config import TrainingConfig
+from lmlab.errors import RunError
+from lmlab.files import atomic_folder, describe_os_error, dump_json, lock, read_json, sweep, write_atomic
+from lmlab.record import LOG, RUN_LOCK
+from lmlab.signals import StopSignals
+from lmlab.trainer import Listener, Trainer
+
+PROCESS = "process.json"  # who trains, for those who want to stop it
+LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the lock for a moment
+ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")
+
+
+def train(
+    trainer: Trainer, *, listeners: Sequence[Listener], resumed_from: Path | None = None, warnings: Sequence[str] = ()
+) -> int | None:
+    """Run a Trainer in its folder until it is done or a signal asks it to save and stop; returns that signal.
+
+    resumed_from: the checkpoint that it goes on from, None for a new run. warnings: logged before the first step.
+    Raises RunError where the folder cannot be written or another process trains in it, and what `fit` raises.
+    """
+    assert trainer.folder is not None
+    folder = trainer.folder
+    with run_folder(folder, new=resumed_from is None):
+        with disk_errors(folder):
+            if resumed_from is not None:
+                set_aside_after(folder, trainer.step)
+                trainer.best_saved_loss = point_at_best(folder)
+            trainer.config.to_yaml(folder / "config.yaml")
+        log = events.EventLog(folder / LOG, trainer.facts["run_id"])
+        outside = trainer.listeners
+        trainer.listeners = [log, *outside, *listeners]
+        try:
+            with StopSignals() as signals:
+                trainer.tell("run_start", **start_event(trainer, resumed_from))
+                for message in (*warnings, *ignored_settings(trainer.config)):
+                    trainer.tell("warning", message=message)
+                trainer.fit(should_stop=signals)
+        finally:
+            trainer.listeners = outside
+            log.close()
+    return signals.received
+
+
+def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
+    """The fields of `run_start`: everything that is needed to do the run again, or to say how two runs differ."""
+    commit, dirty = provenance.git_state()
+    facts, config = trainer.facts, trainer.config
+    return {
+        "kind": "resumed" if resumed_from is not None else facts["kind"],
+        "config_hash": config.config_hash,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "hooks": list(config.hooks),
+        "config": config.to_dict(),
+        "seed": trainer.seed,
+        "model": facts["model"],
+        "fine_tuned_from": facts["fine_tuned_from"],
+        "fine_tuning_started_at": facts["fine_tuning_started_at"],
+        "lineage": facts["lineage"],
+        "tokenizer": trainer.tokenizer.identifier if trainer.tokenizer is not None else None,
+        "data": facts["data"],
+        "loss_floor": facts["loss_floor"],
+        "device": trainer.device.type,
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+        "strategy": None,
+        "versions": provenance.versions(),
+        "resumed_from": str(resumed_from) if resumed_from is not None else None,
+    }
+
+
+def ignored_settings(config: TrainingConfig) -> list[str]:
+    """What a user should know of a config that is not followed to the letter."""
+    messages = []
+    if config.model_name is not None:
+        defaults = TrainingConfig()
+        ignored = [name for name in ARCHITECTURE if getattr(config, name) != getattr(defaults, name)]
+        if ignored:
+            messages.append(f"{config.model_name} has its own architecture; ignored: {', '.join(ignored)}")
+    if config.tokenizer_override is not None:
+        messages.append(
+            f"tokenizer_override: {config.tokenizer_override} is used in place of the model's own tokenizer; trained "
+            "embeddings mean nothing for its ids unless the two agree"
+        )
+    return messages
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses in a run folder into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to the run folder {folder}: {describe_os_error(error)}; free some space"
+        ) from error
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, *, new: bool) -> Iterator[None]:
+    """Hold a run folder for this process alone, made if `new`, swept of what died in it. Raises RunError."""
+    with contextlib.ExitStack() as stack:
+        with disk_errors(folder):
+            try:
+                if new:
+                    folder.parent.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir()
+                stack.enter_context(lock(folder / RUN_LOCK, timeout=LOCK_SECONDS))
+                (folder / "checkpoints").mkdir(exist_ok=True)
+                write_atomic(folder / PROCESS, dump_json({"pid": os.getpid(), "host": platform.node()}))
+                sweep(folder)
+                sweep(folder / "checkpoints", alone=True)
+            except FileExistsError as error:
+                raise RunError(
+                    f"the run {folder} exists already; choose another --run-name, or use --resume"
+                ) from error
+            except TimeoutError as error:
+                raise RunError(
+                    f"another process is training in {folder}; stop it first, or wait until it ends"
+                ) from error
+        yield
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Move aside what a run has beyond `step`, so that no step stands twice: its checkpoints, then the log's rest.
+
+    Raises OSError.
+    """
+    checkpoints = folder / "checkpoints"
+    later = [each for each in checkpoint.steps(checkpoints) if each > step]
+    if later:
+        count = 1
+        while (aside := folder / f"superseded-{count}").exists():
+            count += 1
+        with atomic_folder(aside):
+            pass
+        for each in later:
+            source = checkpoint.step_folder(checkpoints, each)
+            source.rename(aside / source.name)
+    events.supersede(folder / LOG, step)
+
+
+def point_at_best(folder: Path) -> float:
+    """Point `best` at the checkpoint with the lowest validation loss in the log, and return that: inf without one.
+
+    Whatever it pointed at may have moved aside, or the run was killed between saving and pointing. Raises OSError.
+    """
+    checkpoints = folder / "checkpoints"
+    saved = set(checkpoint.steps(checkpoints))
+    evaluated = [e for e in events.read(folder / LOG) if e["event"] == "eval" and isinstance(e.get("step"), int)]
+    losses = [(events.number(e.get("val_loss")), e["step"]) for e in evaluated if e["step"] in saved]
+    loss, step = min((pair for pair in losses if math.isfinite(pair[0])), default=(math.inf, 0))
+    if loss < math.inf:
+        checkpoint.set_best(checkpoints, step)
+    return loss
+
+
+def ask_to_stop(folder: Path) -> None:
+    """Ask the process that trains in `folder` to finish its step, save and end. Raises RunError where it cannot be."""
+    try:
+        process = read_json(folder / PROCESS)
+        pid, host = int(process["pid"]), process["host"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder} does not say which process trains in it; end that process by hand") from error
+    if host != platform.node():
+        raise RunError(f"the run {folder} is trained on {host}, not here; stop it there")
+    if pid == os.getpid():
+        raise RunError(f"the run {folder} is trained by this very process; interrupt it instead")
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except OSError as error:
+        raise RunError(f"cannot stop process {pid} of the run {folder}: {describe_os_error(error)}") from error

@@ -1,0 +1,46 @@
+"""SIGINT and SIGTERM as a request: finish the step, save, end. A second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Inside `with StopSignals() as signals:` the first signal is kept in `signals.received` instead of acted on.
+
+    Only the main thread can handle signals; in another one nothing is changed and `received` stays None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.received is not None
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            return
+        self._restore()
+        os.kill(os.getpid(), number)

@@ -1,0 +1,190 @@
+"""What one does with runs in a notebook: list, compare, let them write side by side, look inside.
+
+L layers, H heads, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmlab import lab
+from lmlab.comparison import smallest_difference
+from lmlab.config import TrainingConfig, find_runs_dir
+from lmlab.errors import UsageError
+from lmlab.evaluate import token_losses
+from lmlab.lab import Run
+from lmlab.record import find_runs
+from lmlab.registry import Registry
+from lmlab.sampling import sampling_settings, write
+from lmlab.tokenizers import Tokenizer
+from lmlab.views import cards, plots
+from lmlab.views.html import View
+from lmlab.views.microscope import microscope as microscope_view
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
+
+
+def runs(runs_dir: str | Path | None = None) -> cards.Runs:
+    """All runs, newest first, as a list that shows itself as a table."""
+    return cards.Runs(Run(record.folder) for record in find_runs(find_runs_dir(runs_dir)))
+
+
+def models(models_dir: str | Path | None = None) -> cards.Models:
+    """All registered models as a list that shows itself as a table."""
+    return cards.Models(Registry(models_dir).entries())
+
+
+def diff(a: Run, b: Run) -> cards.ShownDifference:
+    """How two runs differ: config, data, code, environment, the first step at which their losses part, and the end."""
+    return cards.ShownDifference.between(a, b)
+
+
+class Comparison:
+    """Runs compared: `figure` has their curves, `table` their differences and final losses. Shows both."""
+
+    def __init__(self, figure: Figure, table: View) -> None:
+        self.figure, self.table = figure, table
+
+    def _repr_html_(self) -> str:
+        shown = self.figure._repr_mimebundle_()  # type: ignore[attr-defined]
+        return str(shown["text/html"]) + self.table.html
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+
+def compare(
+    runs: Sequence[Run],
+    names: Sequence[str] = ("loss", "val_loss"),
+    *,
+    axis: str = "step",
+    smoothing: float | None = None,
+    noise: float | None = None,
+    labels: Sequence[str] | None = None,
+) -> Comparison:
+    """Curves of several runs by `step`, `tokens` or `seconds`, with a table of config differences and final losses.
+
+    noise: from `noise`, drawn as a band around each validation curve. The storybook's floor is a line.
+    """
+    figure = plots.compare(runs, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
+    return Comparison(figure, cards.comparison_table(runs, noise))
+
+
+def noise(config: lab.ConfigLike = None, seeds: int = 3, data: str | Path | None = None, **arguments: Any) -> float:
+    """The smallest difference in validation loss worth believing between two single runs of a config, in nats.
+
+    Trains the config with `seeds` seeds (0, 1, …); see `comparison.smallest_difference` for what is computed. Further
+    arguments as for `lab.run`. Raises UsageError for fewer than 2 seeds.
+    """
+    if seeds < 2:
+        raise UsageError(f"{seeds} seed says nothing of the noise; give 2 or more")
+    resolved = lab.read_config(config)
+    if resolved.eval_cadence is None and "eval_cadence" not in arguments:
+        arguments["eval_cadence"] = resolved.max_steps
+    done = [lab.run(resolved, data, seed=seed, **arguments) for seed in range(seeds)]
+    return smallest_difference(done)
+
+
+class Samples(View):
+    """Texts side by side. texts: a run's label to its texts, one for each prompt."""
+
+    def __init__(self, prompts: Sequence[str], texts: Mapping[str, Sequence[str]]) -> None:
+        view = cards.samples_table(prompts, texts)
+        super().__init__(view.html, view.text)
+        self.prompts, self.texts = list(prompts), {label: list(said) for label, said in texts.items()}
+
+
+def samples(runs: Sequence[Run] | Mapping[str, Run], prompts: Sequence[str] = ("The",), **overrides: Any) -> Samples:
+    """What several runs write from the same prompts, side by side, with each run's sampling settings.
+
+    runs: a list, or a mapping of labels to runs. overrides: `sampling_…` fields, for all alike.
+    """
+    named = dict(runs) if isinstance(runs, Mapping) else {run.run_id: run for run in runs}
+    texts = {}
+    for label, run in named.items():
+        adapter, tokenizer = run.load()
+        config = TrainingConfig.from_dict(run.config).updated(**overrides)
+        settings = sampling_settings(config)
+        texts[label] = [
+            write(adapter, tokenizer, prompt, 1, settings, precision=config.precision)[0] for prompt in prompts
+        ]
+    return Samples(prompts, texts)
+
+
+def microscope(run: Run | Sequence[Run] | Mapping[str, Run], text: str, *, before: bool = False) -> View:
+    """A text with every token coloured by the loss it costs a model; ids and boundaries on hover.
+
+    run: one, or several that share a tokenizer, side by side. before: show the run's oldest checkpoint, too.
+    """
+    named = dict(run) if isinstance(run, Mapping) else {r.run_id: r for r in ([run] if isinstance(run, Run) else run)}
+    readings: dict[str, list[float | None]] = {}
+    tokenizer: Tokenizer | None = None
+    ids: list[int] = []
+    for label, one in named.items():
+        states: dict[str, Path | None] = {label: None}
+        if before and one.checkpoints():
+            states = {f"{label}, {one.checkpoints()[0].name}": one.checkpoints()[0], f"{label}, newest": None}
+        for title, folder in states.items():
+            adapter, own = one.load(folder)
+            if tokenizer is not None and own.identifier != tokenizer.identifier:
+                raise UsageError(f"the tokenizers {tokenizer.identifier} and {own.identifier} cut text differently")
+            tokenizer, ids = own, own.encode(text).tolist()
+            readings[title] = losses_of(adapter, ids)
+    if tokenizer is None:
+        raise UsageError("there is no run to look through; give one or more")
+    return microscope_view([tokenizer.decode([i]) for i in ids], ids, readings)
+
+
+def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:
+    """The loss of every token of a text in nats; None for the first, which nothing comes before."""
+    if len(ids) < 2:
+        raise UsageError(f"{len(ids)} tokens are too few to look at; give a longer text")
+    ids_BT = torch.tensor([list(ids)], device=next(adapter.parameters()).device)
+    losses_BT = token_losses(adapter, ids_BT[:, :-1], ids_BT[:, 1:])
+    return [None, *losses_BT[0].tolist()]
+
+
+class Look:
+    """The inside of a model as it reads a text. probabilities_LHTT: attention. hidden_L: the residual stream, TD each."""
+
+    def __init__(self, run: Run, text: str) -> None:
+        self._adapter, self._tokenizer = run.load()
+        ids = self._tokenizer.encode(text).tolist()
+        if not 1 < len(ids) <= SHOWN_WINDOWS:
+            raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
+        self.tokens = [self._tokenizer.decode([i]) for i in ids]
+        ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
+        was_training = self._adapter.training
+        self._adapter.eval()
+        with torch.no_grad():
+            self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
+            self.hidden_L = [x_BTD.float() for x_BTD in self._adapter.hidden_states(ids_BT)]
+            self.logits_LTV = torch.stack([self._adapter.unembed(x_BTD)[0].float().cpu() for x_BTD in self.hidden_L])
+        self._adapter.train(was_training)
+
+    def attention(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Figure:
+        """Attention maps, a row for each layer and a column for each head."""
+        return plots.attention_figure(self.probabilities_LHTT.numpy(), self.tokens, layers=layers, heads=heads)
+
+    def lens(self) -> Figure:
+        """The logit lens (nostalgebraist 2020): what the model would say next if it stopped after each layer."""
+        best = self.logits_LTV.softmax(dim=-1).max(dim=-1)
+        guesses = [[self._tokenizer.decode([i]) for i in row] for row in best.indices.tolist()]
+        names = ["embedding", *(str(layer + 1) for layer in range(len(self.hidden_L) - 1))]
+        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, layer_names=names, targets=self.tokens[1:])
+
+    def _repr_html_(self) -> str:
+        shown = (self.attention(), self.lens())
+        return "".join(str(figure._repr_mimebundle_()["text/html"]) for figure in shown)  # type: ignore[attr-defined]
+
+
+def look(run: Run, text: str) -> Look:
+    """Attention maps and the logit lens of a run's model on a short text."""
+    return Look(run, text)

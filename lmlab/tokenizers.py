@@ -1,0 +1,176 @@
+"""Tokenizers: text to ids and back. Imports neither torch nor transformers until one is needed.
+
+Ids are int32 arrays of numpy, so that a corpus can be larger than memory and batches become tensors late.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lmlab.errors import TokenizerError
+from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, write_atomic
+
+Ids = npt.NDArray[np.int32]
+CHAR_FILE = "char_tokenizer.json"
+SEPARATOR = "\n\n"  # between documents, for a tokenizer without an end-of-text token
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    identifier: kind, size and content in one word; equal identifiers mean equal ids for every text.
+    end_of_text_id: the id that ends a document, None where the tokenizer has none.
+    """
+
+    vocab_size: int
+    identifier: str
+    end_of_text_id: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """The ids of a text, 1-D int32. Raises TokenizerError on what the vocabulary cannot say."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Raises TokenizerError on an id outside the vocabulary."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into an existing folder. Raises OSError."""
+
+    def encode_documents(self, documents: Sequence[str]) -> Ids:
+        """The ids of all documents in a row, with end-of-text (or an empty line) between them."""
+        if self.end_of_text_id is None:
+            return self.encode(SEPARATOR.join(documents))
+        end = np.array([self.end_of_text_id], dtype=np.int32)
+        parts = [part for document in documents for part in (self.encode(document), end)]
+        return np.concatenate(parts[:-1]) if parts else np.empty(0, dtype=np.int32)
+
+    @staticmethod
+    def load(folder: Path | str) -> Tokenizer:
+        """The tokenizer saved in a folder, whichever kind it is. Raises TokenizerError."""
+        folder = Path(folder)
+        if (folder / CHAR_FILE).exists():
+            return CharTokenizer.from_folder(folder)
+        return HFTokenizer(folder)
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character, in the order of their code points."""
+
+    def __init__(self, characters: str) -> None:
+        """characters: the vocabulary, each character once. Raises TokenizerError where it is empty or repeats."""
+        if not characters or len(set(characters)) != len(characters):
+            raise TokenizerError("a character vocabulary must be non-empty and name each character once")
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self.identifier = f"char-{self.vocab_size}-{sha256_bytes(characters.encode())[:8]}"
+        self._points = np.frombuffer(characters.encode("utf-32-le"), dtype=np.uint32)
+        self._id_of_point = np.full(int(self._points.max()) + 2, -1, dtype=np.int32)
+        self._id_of_point[self._points] = np.arange(self.vocab_size, dtype=np.int32)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """The tokenizer whose vocabulary is every character of `text`. Raises TokenizerError on an empty one."""
+        return cls("".join(sorted(set(text))))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """The tokenizer that `save` wrote. Raises TokenizerError naming the file."""
+        path = folder / CHAR_FILE
+        try:
+            values = read_json(path)
+        except OSError as error:
+            raise TokenizerError(f"cannot read {path}: {describe_os_error(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise TokenizerError(f"{path} is damaged: it is not JSON") from error
+        characters = values.get("characters") if isinstance(values, dict) else None
+        if not isinstance(characters, str):
+            raise TokenizerError(f"{path} is damaged: it holds no characters")
+        try:
+            return cls(characters)
+        except (TokenizerError, UnicodeEncodeError) as error:
+            raise TokenizerError(f"{path} is damaged: {error}") from error
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text, 1-D int32. Raises TokenizerError that shows the first character it does not know."""
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"character {text[error.start]!r} at {error.start} is no valid Unicode") from error
+        ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
+        if ids.size and ids.min() < 0:
+            at = int(np.argmax(ids < 0))
+            raise TokenizerError(
+                f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not in the vocabulary of "
+                f"{self.vocab_size} characters; use text like that of the training data"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Raises TokenizerError on an id outside the vocabulary."""
+        array = np.asarray(list(ids), dtype=np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            raise TokenizerError(f"an id is outside the vocabulary of {self.vocab_size} characters")
+        return self._points[array].tobytes().decode("utf-32-le")
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary as JSON into an existing folder. Raises OSError."""
+        write_atomic(folder / CHAR_FILE, dump_json({"type": "char", "characters": self.characters}))
+
+
+class HFTokenizer(Tokenizer):
+    """A tokenizer in the files of Hugging Face: `tokenizer.json` and what stands beside it."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Load from a folder, offline and without running any of its code. Raises TokenizerError."""
+        from transformers import AutoTokenizer
+
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise TokenizerError(f"no tokenizer in {self.folder}: the folder does not exist")
+        try:
+            self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except Exception as error:  # the library raises whatever its parsers raise; all of it means the same here
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise TokenizerError(f"no tokenizer can be loaded from {self.folder}: {reason[:200]}") from error
+        self.vocab_size = len(self.inner)
+        self.end_of_text_id = self._find_end_of_text()
+        self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
+
+    def kind(self) -> str:
+        """The name of the tokenizer's class without "Tokenizer" and "Fast", in lower case: `qwen2`, `gpt2`."""
+        return type(self.inner).__name__.replace("TokenizerFast", "").replace("Tokenizer", "").lower() or "hf"
+
+    def _find_end_of_text(self) -> int | None:
+        """`<|endoftext|>` where there is one (chat models end a turn with another token), else the end of sequence."""
+        token = self.inner.convert_tokens_to_ids("<|endoftext|>")
+        if isinstance(token, int) and token >= 0 and token != self.inner.unk_token_id:
+            return token
+        end = self.inner.eos_token_id
+        return int(end) if end is not None else None
+
+    def _content(self) -> bytes:
+        backend = getattr(self.inner, "backend_tokenizer", None)
+        return (
+            backend.to_str().encode() if backend is not None else repr(sorted(self.inner.get_vocab().items())).encode()
+        )
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text as it stands, without special tokens around it, 1-D int32."""
+        return np.asarray(self.inner(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens shown. Ids that no token has (a model may have spare rows) say nothing."""
+        values = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        return str(self.inner.decode(values, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder. Raises OSError."""
+        self.inner.save_pretrained(str(folder))

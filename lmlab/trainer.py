@@ -1,0 +1,444 @@
+"""`Trainer`: the training loop. One update is `training_step`; `fit` only iterates.
+
+What is not the step (log, progress, live views) hangs outside it: listeners are told each event of the log.
+B batch, T time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lmlab import checkpoint, devices, hooks
+from lmlab.adapters.base import BaseAdapter
+from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.config import TrainingConfig
+from lmlab.data import IGNORED, Batch, DataLoader
+from lmlab.errors import CheckpointError, ConfigError, DivergedError, TokenizerError, UsageError
+from lmlab.evaluate import Evaluation, count_bytes, evaluate
+from lmlab.events import Event, now
+from lmlab.generate import SamplingSettings
+from lmlab.loading import load_adapter
+from lmlab.optim import (
+    create_optimizer,
+    learning_rate_at,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from lmlab.tokenizers import Tokenizer
+from lmlab.transformer import Transformer
+
+Listener = Callable[[Event], object]
+
+
+class Trainer:
+    """Trains a model; everything it is and does follows from its arguments, the batches and its random stream.
+
+    step: completed updates. position: windows of the training split seen. folder: where a run's checkpoints go, as
+    `checkpoints/step-NNNNNNNN`; None saves only where `save_checkpoint` is told to. facts: what is known of the run
+    (run id, data, lineage…), kept in every checkpoint. listeners: called with each event, in order.
+    """
+
+    def __init__(
+        self,
+        model: BaseAdapter | Transformer,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        val_dataloader: DataLoader | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        train_dataloader: Iterable[Batch] | None = None,
+        folder: Path | None = None,
+        seed: int = 0,
+        facts: dict[str, Any] | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        if config.eval_cadence is not None and val_dataloader is None:
+            raise ConfigError(
+                "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
+            )
+        self.model: BaseAdapter = CustomTransformerAdapter(model) if isinstance(model, Transformer) else model
+        self.optimizer, self.config, self.tokenizer = optimizer, config, tokenizer
+        self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
+        self.folder, self.facts, self.listeners = folder, facts or {}, list(listeners)
+        self.device = next(self.model.parameters()).device
+        self.precision = devices.resolve_precision(config.precision, self.device)
+        self.hooks = hooks.activate(config.hooks)
+        self.random = devices.RandomStream(devices.seeded_random_state(seed, self.device), self.device)
+        self.step, self.position, self.seed = 0, 0, seed
+        self.decay_steps = config.lr_decay_steps or config.max_steps
+        self.best_val_loss, self.evaluations_without_improvement = float("inf"), 0
+        self.best_saved_loss, self.last_evaluation = float("inf"), (-1, float("inf"))  # (step, validation loss)
+        self._last: dict[str, int] = {}  # the step of the newest event of each kind
+        self._n_val_bytes: int | None = None
+        if config.activation_checkpointing:
+            self.model.enable_activation_checkpointing()
+        if config.compile:
+            self.model.compile()
+
+    # --- the step -----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch) -> float:
+        """One update over all windows of `batch`; returns its mean loss in nats per token, before the update.
+
+        The windows are split into micro-batches of `batch_size`, which give the gradient of the whole. Logs the step
+        and does what the cadences ask. Raises DivergedError before the update where a number is not finite.
+        """
+        started = time.perf_counter()
+        learning_rate = learning_rate_at(self.step + 1, self.config, self.decay_steps)
+        set_learning_rate(self.optimizer, learning_rate)
+        with self.random:
+            loss = self._gradients(batch)
+        gradient_norm = self._clip()
+        self._refuse_non_finite(loss, gradient_norm, batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        devices.synchronize(self.device)
+        self.step += 1
+        self.position += len(batch.windows_B)
+        speed = batch.inputs_BT.numel() / (time.perf_counter() - started)
+        self.tell(
+            "step",
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=gradient_norm,
+            tokens_per_second=round(speed, 1),
+            flops_utilization=self._utilization(speed, batch.inputs_BT.size(1)),
+        )
+        self._mind_cadences(batch)
+        return loss
+
+    def _gradients(self, batch: Batch) -> float:
+        """Backward passes over the micro-batches; the gradient is that of the mean over all counted tokens."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)  # what a step that was interrupted left
+        n_tokens = int((batch.targets_BT != IGNORED).sum())
+        total = torch.zeros((), device=self.device)
+        for first in range(0, len(batch.windows_B), self.config.batch_size):
+            rows = slice(first, first + self.config.batch_size)
+            inputs_BT, targets_BT = batch.inputs_BT[rows].to(self.device), batch.targets_BT[rows].to(self.device)
+            with devices.autocast(self.precision, self.device):
+                loss = self.model(inputs_BT, targets_BT, "sum") / n_tokens
+            loss.backward()
+            total += loss.detach()
+        return float(total)
+
+    def _clip(self) -> float:
+        """The norm of the whole gradient, which is scaled down to `grad_clip` where that is set."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+        return float(norm)
+
+    def _refuse_non_finite(self, loss: float, gradient_norm: float, batch: Batch) -> None:
+        for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+            if value != value or value in (float("inf"), float("-inf")):
+                self.optimizer.zero_grad(set_to_none=True)
+                windows = batch.windows_B.tolist()
+                shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
+                raise DivergedError(
+                    f"the {name} of step {self.step + 1} is {value}, with the windows at tokens {shown}; the update was "
+                    "not made. Lower learning_rate, set grad_clip, or resume from the last checkpoint"
+                )
+
+    def _utilization(self, tokens_per_second: float, context: int) -> float:
+        """The share of the machine's measured peak arithmetic that the step reached."""
+        peak = devices.peak_flops(self.device, self.precision, torch.get_num_threads())
+        return round(tokens_per_second * self.model.flops_per_token(context) / peak, 4)
+
+    def _mind_cadences(self, batch: Batch) -> None:
+        for active in self.hooks:
+            if self.step % active.cadence == 0:
+                self.tell(
+                    "hook", name=active.hook.name, **hooks.measure(active, self.model, batch.inputs_BT.to(self.device))
+                )
+        if due(self.step, self.config.eval_cadence):
+            self.evaluate()
+        if due(self.step, self.config.sampling_cadence):
+            self.sample()
+        if due(self.step, self.config.checkpoint_cadence) and self.folder is not None:
+            self.save_checkpoint()
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether `max_steps` are done, or the validation loss stopped falling."""
+        patience = self.config.early_stopping_patience
+        return self.step >= self.config.max_steps or (
+            patience is not None and self.evaluations_without_improvement >= patience
+        )
+
+    def fit(self, train: Iterable[Batch] | None = None, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """Train until finished or asked to stop; returns "completed" or "stopped". The end is always saved.
+
+        train: an endless loader, the Trainer's own where it is None. should_stop: asked after every step. Raises
+        DivergedError and what the disk raises, after the log says how it ended.
+        """
+        started, status = time.perf_counter(), "failed"
+        batches = iter(self._batches(train))
+        try:
+            if self.config.eval_cadence is not None and self.step == 0 and self._last.get("eval") != 0:
+                self.evaluate()
+            while not (self.finished or should_stop()):
+                batch = next(batches, None)
+                if batch is None:
+                    raise UsageError(f"the training batches end after step {self.step}; give fit an endless DataLoader")
+                self.training_step(batch)
+            status = self._end()
+        except DivergedError:
+            status = "diverged"
+            raise
+        finally:
+            self.tell("run_end", status=status, seconds=round(time.perf_counter() - started, 3))
+        return status
+
+    def _batches(self, train: Iterable[Batch] | None) -> Iterable[Batch]:
+        batches = train if train is not None else self.train_dataloader
+        if batches is None:
+            raise UsageError("there is nothing to train on: give fit a DataLoader, or the Trainer a train_dataloader")
+        return batches
+
+    def _end(self) -> str:
+        """The last evaluation, sample and checkpoint, each where the cadence has not just done it."""
+        if self.finished:
+            if self.config.eval_cadence is not None and self._last.get("eval") != self.step:
+                self.evaluate()
+            if self._last.get("sample") != self.step:
+                self.sample()
+        if self.folder is not None:
+            if self._last.get("checkpoint") != self.step:
+                self.save_checkpoint()
+            elif self._improves_on_saved():  # saved by its cadence, before this evaluation
+                with checkpoint.errors_named(self.folder):
+                    checkpoint.set_best(self.folder / "checkpoints", self.step)
+        return "completed" if self.finished else "stopped"
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Give every listener an event of the log at the current step; `run_start` bears no step."""
+        self._last[event] = self.step
+        record: Event = {"event": event, "run_id": self.facts.get("run_id"), "time": now()}
+        if event != "run_start":
+            record["step"] = self.step
+        record.update(fields)
+        for listener in self.listeners:
+            listener(record)
+
+    # --- evaluation and samples ---------------------------------------------------------------------------------
+
+    def evaluate(self) -> Evaluation:
+        """The loss over the validation split (or its first `eval_batches`), logged. Raises UsageError without one."""
+        if self.val_dataloader is None:
+            raise UsageError("there is no validation split to evaluate on; give the Trainer a val_dataloader")
+        limit = self.config.eval_batches
+        if self._n_val_bytes is None:
+            self._n_val_bytes = count_bytes(self.val_dataloader, self.tokenizer, limit)
+        evaluation = evaluate(
+            self.model,
+            self.val_dataloader,
+            n_bytes=self._n_val_bytes,
+            device=self.device,
+            precision=self.precision,
+            max_batches=limit,
+        )
+        self.tell(
+            "eval",
+            val_loss=evaluation.val_loss,
+            perplexity=evaluation.perplexity,
+            bits_per_byte=evaluation.bits_per_byte,
+        )
+        floor_total = self.facts.get("floor_total")
+        if limit is None and floor_total is not None and evaluation.leaks(floor_total):
+            self.tell(
+                "warning",
+                message=f"the validation loss is {floor_total - evaluation.total:.0f} nats in all below the entropy of "
+                "the text: the model has seen the validation text, or later tokens leak into earlier ones",
+            )
+        self._note_improvement(evaluation.val_loss)
+        return evaluation
+
+    def _note_improvement(self, val_loss: float) -> None:
+        """Count towards early stopping what the cadence asks for; other evaluations leave the run as it would be."""
+        self.last_evaluation = (self.step, val_loss)
+        if not due(self.step, self.config.eval_cadence):
+            return
+        if val_loss < self.best_val_loss:
+            self.best_val_loss, self.evaluations_without_improvement = val_loss, 0
+        elif self.step > 0:
+            self.evaluations_without_improvement += 1
+
+    def sample(self) -> str | None:
+        """Text that continues `sampling_prompt`, logged; None where there is no tokenizer to say it with."""
+        if self.tokenizer is None:
+            return None
+        prompt, ids = self._prompt(self.tokenizer)
+        settings = SamplingSettings(
+            self.config.sampling_max_length,
+            self.config.sampling_temperature,
+            self.config.sampling_top_k,
+            self.config.sampling_top_p,
+            self.config.sampling_seed,
+        )
+        with devices.autocast(self.precision, self.device):
+            ids_BT = self.model.generate(ids[None].to(self.device), settings)
+        text = self.tokenizer.decode(ids_BT[0].tolist())
+        self.tell("sample", prompt=prompt, sample_text=text)
+        return text
+
+    def _prompt(self, tokenizer: Tokenizer) -> tuple[str, Tensor]:
+        """The configured prompt, or the first token where this vocabulary cannot say it, or it says nothing."""
+        prompt = self.config.sampling_prompt
+        try:
+            ids = torch.from_numpy(tokenizer.encode(prompt)).long()
+        except TokenizerError as error:
+            if "warned" not in self.facts:
+                self.tell("warning", message=f"sampling_prompt cannot be encoded ({error}); samples begin elsewhere")
+            self.facts = {**self.facts, "warned": True}
+            ids = torch.empty(0, dtype=torch.int64)
+        if len(ids):
+            return prompt, ids
+        first = tokenizer.end_of_text_id if tokenizer.end_of_text_id is not None else 0
+        return tokenizer.decode([first]), torch.tensor([first])
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What `state.json` holds: all that is not a tensor and that a resumed run needs."""
+        facts = {name: value for name, value in self.facts.items() if name != "warned"}
+        return {
+            "version": 1,
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            **facts,
+            "data": {**facts.get("data", {}), "position": self.position},
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "precision": self.precision,
+            "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
+            "decay_steps": self.decay_steps,
+            "best_val_loss": finite_or_none(self.best_val_loss),
+            "best_saved_loss": finite_or_none(self.best_saved_loss),
+            "evaluations_without_improvement": self.evaluations_without_improvement,
+        }
+
+    def save_checkpoint(self, folder: Path | str | None = None, tokenizer: Tokenizer | None = None) -> Path:
+        """Save everything and return the folder: the run's `checkpoints/step-NNNNNNNN` where none is given.
+
+        tokenizer: saved with it, the Trainer's own where it is None. Raises CheckpointError.
+        """
+        started = time.perf_counter()
+        if folder is None and self.folder is None:
+            raise UsageError("this Trainer has no run folder: say where to save, save_checkpoint(folder)")
+        in_run = folder is None
+        checkpoints = (self.folder or Path()) / "checkpoints"
+        target = checkpoint.step_folder(checkpoints, self.step) if folder is None else Path(folder)
+        is_best = in_run and self._improves_on_saved()
+        checkpoint.save(
+            target,
+            model=self.model.tensors(),
+            architecture=self.model.architecture(),
+            optimizer=optimizer_tensors(self.optimizer, self.model.model),
+            rng=self.random.state,
+            state=self.state(),
+            tokenizer=tokenizer or self.tokenizer,
+        )
+        if in_run:
+            with checkpoint.errors_named(checkpoints):
+                if is_best:
+                    checkpoint.set_best(checkpoints, self.step)
+                checkpoint.prune(checkpoints, self.config.keep_checkpoints)
+        self.tell("checkpoint", path=str(target), seconds=round(time.perf_counter() - started, 3))
+        return target
+
+    def _improves_on_saved(self) -> bool:
+        """Whether this step was evaluated lower than any checkpoint of the run; that is then the loss to beat."""
+        step, val_loss = self.last_evaluation
+        improves = step == self.step and val_loss < self.best_saved_loss
+        if improves:
+            self.best_saved_loss = val_loss
+        return improves
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        val_dataloader: DataLoader | None = None,
+        *,
+        config: TrainingConfig | None = None,
+        device: torch.device | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """The Trainer that `save_checkpoint` saved, bit for bit, in the step after which it was.
+
+        config: replaces the saved one, for what the user changes on resume. Further arguments as for the constructor.
+        Sets the number of threads to that of the run, on which the order of sums depends. Raises CheckpointError.
+        """
+        saved = checkpoint.load(path)
+        state = saved.state
+        try:
+            own_config = TrainingConfig.from_dict(state["config"], source=str(saved.folder / "state.json"))
+            devices.set_threads(int(state["threads"]))
+            adapter = load_adapter(saved.folder).to(device or devices.pick_device())
+            tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
+            adapter.end_of_text_id = tokenizer.end_of_text_id if tokenizer is not None else None
+            optimizer = create_optimizer(adapter.model, config or own_config)
+            load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
+            arguments.setdefault("facts", facts_of(state))
+            trainer = cls(
+                adapter,
+                optimizer,
+                config or own_config,
+                val_dataloader,
+                tokenizer,
+                seed=int(state["seed"]),
+                **arguments,
+            )
+            trainer.restore(state, saved.tensors("rng"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{saved.folder} is no checkpoint of this version of lmlab: {error!r}") from error
+        return trainer
+
+    def restore(self, state: dict[str, Any], rng: dict[str, Tensor]) -> None:
+        """Take up the counters and the random stream of a saved state."""
+        self.random.state = {**self.random.state, **rng}
+        self.step, self.position = int(state["step"]), int(state["data"]["position"])
+        self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
+        self.best_val_loss = infinite_if_none(state["best_val_loss"])
+        self.best_saved_loss = infinite_if_none(state["best_saved_loss"])
+        self.evaluations_without_improvement = int(state["evaluations_without_improvement"])
+        self._last = {"eval": self.step, "sample": self.step, "checkpoint": self.step}
+
+
+# What `Trainer.state` adds to a run's facts on its own.
+OWN_STATE = {
+    "version", "step", "config", "seed", "threads", "device", "precision", "tokenizer", "decay_steps", "best_val_loss",
+    "best_saved_loss", "evaluations_without_improvement",
+}  # fmt: skip
+
+
+def facts_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run in the state of one of its checkpoints."""
+    return {name: value for name, value in state.items() if name not in OWN_STATE}
+
+
+def due(step: int, cadence: int | None) -> bool:
+    """Whether a cadence acts after update `step`; None never does."""
+    return cadence is not None and step % cadence == 0
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON's null for an infinity."""
+    return None if value == float("inf") else value
+
+
+def infinite_if_none(value: float | None) -> float:
+    """The inverse of `finite_or_none`."""
+    return float("inf") if value is None else float(value)

@@ -1,0 +1,337 @@
+"""The custom Transformer, complete in one file: a decoder in the manner of GPT-2 with rotary positions.
+
+Pre-norm blocks (Xiong et al. 2020) of causal attention and a GELU feed-forward, rotary positions (Su et al. 2021),
+scaled initialisation of what writes to the residual stream (Radford et al. 2019), input and output embeddings tied
+(Press and Wolf 2017). Attention reaches back over at most `max_seq_len` tokens, so that text of any length can be
+sampled: a window that slides (Beltagy et al. 2020) and that a key-value cache follows.
+
+Shapes are in names: B batch, T new tokens, S keys in sight, D model width, H heads, K head width, F feed-forward
+width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Below this many keys, and in bf16 on a processor, plain matrix products are several times faster than the fused
+# kernel of scaled_dot_product_attention.
+EXPLICIT_ATTENTION_KEYS = 512
+ATTENTION_BLOCK = 64  # queries to a block: smaller ones skip more scores, and make smaller products
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, as many as the attention window can reach.
+
+    position: tokens seen. One buffer per layer holds 2 × window tokens; when it is full, the last window moves to its
+    front, so that what is in sight is always one slice in order.
+    """
+
+    def __init__(self, n_layers: int, window: int) -> None:
+        self.window, self.position = window, 0
+        self._buffers: list[Tensor | None] = [None] * n_layers
+        self._ends = [0] * n_layers
+
+    def append(self, layer: int, kv_2BHTK: Tensor) -> Tensor:
+        """Add new keys and values of one layer; returns kv_2BHSK, the older ones still in reach and the new ones."""
+        T, end, buffer = kv_2BHTK.size(-2), self._ends[layer], self._buffers[layer]
+        old = min(end, self.window - 1)
+        if buffer is None or end + T > buffer.size(-2):
+            seen = kv_2BHTK[..., :0, :] if buffer is None else buffer[..., end - old : end, :].clone()
+            if buffer is None or old + T > buffer.size(-2):
+                buffer = kv_2BHTK.new_empty(*kv_2BHTK.shape[:-2], max(2 * self.window, old + T), kv_2BHTK.size(-1))
+                self._buffers[layer] = buffer
+            buffer[..., : seen.size(-2), :] = seen
+            end = seen.size(-2)
+        buffer[..., end : end + T, :] = kv_2BHTK
+        self._ends[layer] = end + T
+        return buffer[..., end - old : end + T, :]
+
+
+def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
+    """Cosines and sines of every position's angles, table_2TK in fp32 (Su et al. 2021, equation 34, base 10,000)."""
+    half = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
+    angle_TK = torch.outer(torch.arange(length, device=device, dtype=torch.float32), 10_000.0 ** (-half / head_width))
+    angle_TK = torch.cat([angle_TK, angle_TK], dim=-1)
+    return torch.stack([angle_TK.cos(), angle_TK.sin()])
+
+
+class Rotation(torch.autograd.Function):
+    """Turns each pair (k, k + K/2) by the angle of its position: out, in two passes; back, by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, table_2TK: Tensor) -> Tensor:
+        ctx.save_for_backward(table_2TK)
+        return turned(x_BHTK, table_2TK[0], table_2TK[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (table_2TK,) = ctx.saved_tensors
+        return turned(gradients[0], table_2TK[0], -table_2TK[1]), None
+
+
+def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
+    """The first half of the heads' width times cosine minus the second times sine, and so on, in a new tensor."""
+    half = x_BHTK.size(-1) // 2
+    first, second = x_BHTK[..., :half], x_BHTK[..., half:]
+    cosine_TK, sine_TK = cosine_TK[:, :half], sine_TK[:, :half]
+    y_BHTK = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
+    torch.mul(first, cosine_TK, out=y_BHTK[..., :half]).addcmul_(second, sine_TK, value=-1)
+    torch.mul(second, cosine_TK, out=y_BHTK[..., half:]).addcmul_(first, sine_TK)
+    return y_BHTK
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each element with probability p (to within 2⁻¹⁷) and scale the others by 1 / (1 - p).
+
+    On a processor the masks come from 16 random bits per element, four elements to one wide draw, which takes a
+    quarter of the time of torch's Bernoulli draws; elsewhere torch's own kernel is faster still.
+    """
+    if not training or p == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: x.numel()].view_as(x)
+    threshold = min(round(p * 2**16) - 2**15, 2**15 - 1)  # the largest int16, for a p just below 1
+    kept = (bits >= threshold).to(x.dtype)
+    return x * kept.mul_(1.0 / (1.0 - p))
+
+
+def window_mask(T: int, S: int, window: int, device: torch.device) -> Tensor:
+    """mask_TS, true where a query may look: at itself and the `window` - 1 tokens before it. The last T keys are new."""
+    distance_TS = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)[None, :]
+    return (distance_TS >= 0) & (distance_TS < window)
+
+
+def attention_probabilities(q_BHTK: Tensor, k_BHSK: Tensor, mask_TS: Tensor | None) -> Tensor:
+    """How much each query looks at each key, rows that sum to 1 (Vaswani et al. 2017, equation 1). mask as `attend`."""
+    T, S = q_BHTK.size(-2), k_BHSK.size(-2)
+    scores_BHTS = (q_BHTK * (1.0 / math.sqrt(q_BHTK.size(-1)))) @ k_BHSK.mT
+    if mask_TS is None and T > 1:
+        mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril()
+    if mask_TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask_TS, -math.inf)
+    return scores_BHTS.softmax(dim=-1)
+
+
+class BlockCausalAttention(torch.autograd.Function):
+    """Causal attention by plain products over blocks of queries, each with the keys up to its end: T = S, no mask.
+
+    Blocks leave out nearly half of the scores. The backward pass keeps the probabilities and makes five products of
+    them, as in Dao et al. 2022 (appendix B) but for the recomputation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        scale = 1.0 / math.sqrt(q_BHTK.size(-1))
+        q_NTK, k_NTK, v_NTK = (q_BHTK * scale).flatten(0, 1), k_BHTK.flatten(0, 1), v_BHTK.flatten(0, 1)
+        y_NTK, kept = torch.empty_like(q_NTK), []
+        for start in range(0, q_NTK.size(1), ATTENTION_BLOCK):
+            rows = slice(start, start + ATTENTION_BLOCK)
+            scores_NQS = q_NTK[:, rows] @ k_NTK[:, : rows.stop].mT
+            Q = scores_NQS.size(1)
+            later_QQ = torch.ones(Q, Q, dtype=torch.bool, device=q_NTK.device).triu(1)
+            scores_NQS[..., start:].masked_fill_(later_QQ, -math.inf)
+            kept.append(scores_NQS.softmax(dim=-1))
+            y_NTK[:, rows] = kept[-1] @ v_NTK[:, : rows.stop]
+        ctx.save_for_backward(q_NTK, k_NTK, v_NTK, *kept)
+        ctx.scale, ctx.shape = scale, q_BHTK.shape
+        return y_NTK.view(q_BHTK.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_NTK, k_NTK, v_NTK, *kept = ctx.saved_tensors
+        dy_NTK = gradients[0].flatten(0, 1)
+        dq_NTK, dk_NTK, dv_NTK = torch.empty_like(q_NTK), torch.zeros_like(k_NTK), torch.zeros_like(v_NTK)
+        for block, probabilities_NQS in enumerate(kept):
+            rows = slice(block * ATTENTION_BLOCK, (block + 1) * ATTENTION_BLOCK)
+            dv_NTK[:, : rows.stop] += probabilities_NQS.mT @ dy_NTK[:, rows]
+            d_NQS = dy_NTK[:, rows] @ v_NTK[:, : rows.stop].mT
+            d_NQS = torch._softmax_backward_data(d_NQS, probabilities_NQS, -1, d_NQS.dtype)
+            dq_NTK[:, rows] = d_NQS @ k_NTK[:, : rows.stop]
+            dk_NTK[:, : rows.stop] += d_NQS.mT @ q_NTK[:, rows]
+        dq_NTK *= ctx.scale
+        return dq_NTK.view(ctx.shape), dk_NTK.view(ctx.shape), dv_NTK.view(ctx.shape)
+
+
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, by plain products where they are faster, see EXPLICIT_ATTENTION_KEYS.
+
+    mask: true where to look, with leading axes for batch and head if need be. None: each token at itself and all
+    before it where T = S, and a single query at every key.
+    """
+    T, S = q_BHTK.size(-2), k_BHSK.size(-2)
+    if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and S <= EXPLICIT_ATTENTION_KEYS:
+        if mask_TS is None and T == S:
+            return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)  # type: ignore[no-any-return]
+        return attention_probabilities(q_BHTK, k_BHSK, mask_TS) @ v_BHSK
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_TS, is_causal=mask_TS is None and T > 1
+    )
+
+
+class Attention(nn.Module):
+    """Causal self-attention over a window of tokens."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+
+    def project(self, x_BTD: Tensor, table_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each BHTK; the first two turned to their positions."""
+        B, T, D = x_BTD.shape
+        qkv_3BHTK = self.query_key_value(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK = Rotation.apply(qkv_3BHTK[:2], table_2TK.to(qkv_3BHTK.dtype)).unbind(0)
+        return q_BHTK, k_BHTK, qkv_3BHTK[2]
+
+    def forward(
+        self, x_BTD: Tensor, table_2TK: Tensor, mask_TS: Tensor | None, cache: Cache | None, layer: int
+    ) -> Tensor:
+        q_BHTK, k_BHSK, v_BHSK = self.project(x_BTD, table_2TK)
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.append(layer, torch.stack([k_BHSK, v_BHSK])).unbind(0)
+        y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS)
+        y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(x_BTD.shape))
+        return dropout(y_BTD, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """Two matrices with a GELU between them (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.input = nn.Linear(d_model, d_ff, bias=False)
+        self.output = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = F.gelu(self.input(x_BTD))
+        return dropout(self.output(h_BTF), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised at its input and added to the residual stream."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model, bias=False)
+        self.attention = Attention(d_model, n_heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+
+    def forward(
+        self, x_BTD: Tensor, table_2TK: Tensor, mask_TS: Tensor | None, cache: Cache | None, layer: int
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table_2TK, mask_TS, cache, layer)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Transformer(nn.Module):
+    """A causal language model over `vocab_size` tokens.
+
+    d_model must be a multiple of 2 × n_heads. max_seq_len: how far attention reaches back, in tokens.
+    seed: makes the weights reproducible; None draws them from torch's default generator.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        n_layers: int,
+        d_model: int,
+        n_heads: int,
+        d_ff: int,
+        dropout: float,
+        max_seq_len: int,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if d_model % (2 * n_heads):
+            raise ValueError(f"d_model={d_model} is not a multiple of 2 × n_heads={n_heads}")
+        self.vocab_size, self.n_layers, self.d_model, self.n_heads = vocab_size, n_layers, d_model, n_heads
+        self.d_ff, self.dropout, self.max_seq_len = d_ff, dropout, max_seq_len
+        self.activation_checkpointing = False
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(d_model, bias=False)
+        table_2TK = rotary_table(max_seq_len, d_model // n_heads, self.embedding.weight.device)
+        self.register_buffer("rotary_2TK", table_2TK, persistent=False)
+        self.rotary_2TK: Tensor
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int | None) -> None:
+        """Normal weights of deviation 0.02; what writes to the residual stream is scaled by 1/√(2 × layers)."""
+        generator = None
+        if seed is not None and self.embedding.weight.device.type != "meta":
+            generator = torch.Generator(self.embedding.weight.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                scale = 1.0 / math.sqrt(2 * self.n_layers) if name.endswith("output.weight") else 1.0
+                parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    def materialise(self) -> None:
+        """Give a model that was made on the meta device memory on the processor. Its weights are still to be set."""
+        self.to_empty(device="cpu")
+        self.rotary_2TK = rotary_table(0, self.d_model // self.n_heads, self.embedding.weight.device)  # grows in use
+
+    def architecture(self) -> dict[str, int | float]:
+        """The arguments that make this model again, without its weights."""
+        names = ("vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")
+        return {name: getattr(self, name) for name in names}
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache for `forward`."""
+        return Cache(self.n_layers, self.max_seq_len)
+
+    def forward(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
+        """Logits of the next token at every position, logits_BTV. ids_BT: int64.
+
+        With a cache, ids_BT are the tokens that follow those it has seen, and it is advanced. segments_BT numbers the
+        documents packed into one window: no token looks into another document (not together with a cache).
+        """
+        return self.head(self.hidden(ids_BT, cache, segments_BT))
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the vocabulary from normalised hidden states, by the transposed embedding."""
+        return F.linear(x_BTD, self.embedding.weight)
+
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
+        """The last block's output after the final norm, x_BTD, from which `head` makes logits."""
+        T, start = ids_BT.size(1), cache.position if cache is not None else 0
+        table_2TK = self._rotary(start + T)[:, start : start + T]
+        mask_TS = self._mask(T, min(start, self.max_seq_len - 1) + T, segments_BT)
+        x_BTD = dropout(self.embedding(ids_BT), self.dropout, self.training)
+        for layer, block in enumerate(self.blocks):
+            if self.activation_checkpointing and self.training:
+                x_BTD = checkpoint(block, x_BTD, table_2TK, mask_TS, cache, layer, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, table_2TK, mask_TS, cache, layer)
+        if cache is not None:
+            cache.position += T
+        return self.norm(x_BTD)
+
+    def _mask(self, T: int, S: int, segments_BT: Tensor | None) -> Tensor | None:
+        if T == 1 or (T == S <= self.max_seq_len and segments_BT is None):
+            return None  # plain causal attention, which `attend` does without a mask
+        mask_TS = window_mask(T, S, self.max_seq_len, self.embedding.weight.device)
+        if segments_BT is None:
+            return mask_TS
+        same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+        return (mask_TS & same_BTS)[:, None]
+
+    def _rotary(self, length: int) -> Tensor:
+        if length > self.rotary_2TK.size(1):  # longer texts than the window come when sampling; grow by doubling
+            size = 2 ** math.ceil(math.log2(length))
+            self.rotary_2TK = rotary_table(size, self.d_model // self.n_heads, self.rotary_2TK.device)
+        return self.rotary_2TK[:, :length]
