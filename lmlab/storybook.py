@@ -32,7 +32,7 @@ def generate(n_characters: int = 1_000_000, seed: int = 0) -> str:
     """
     uniform = random.Random(seed).random
     stories: list[str] = []
-    missing = n_characters
+    missing = n_characters + 1  # the text ends in one newline, not in a blank line
     while missing > 0 or not stories:
         story, _ = _grammar().tell(uniform)
         stories.append(story)
@@ -88,23 +88,25 @@ def loss_floor(text: str) -> float:
 def parsed_share(text: str) -> float:
     """The share of the sentences in `text` that the grammar can say in some story; 0.0 when there is none.
 
-    A sentence must agree with itself (the same name twice, the right pronoun), not with those before it. What is cut off
-    at the end of a paragraph counts only if the grammar cannot go on from there. Takes any text and never raises.
+    A sentence must agree with itself (the same name twice, the right pronoun), not with those before it. What is cut
+    off at the end of a paragraph counts only if the grammar cannot go on from there. Takes any text, never raises.
     """
-    n_parsed = n_sentences = 0
+    verdicts: list[bool] = []
     seen: dict[str, bool | None] = {}
-    for paragraph in text.splitlines():
-        for sentence in filter(None, SENTENCE_END.split(paragraph.strip())):
+    for paragraph in filter(None, map(str.strip, text.splitlines())):
+        *sentences, last = SENTENCE_END.split(paragraph)
+        for sentence in (*sentences, last):
             if sentence not in seen:
                 seen[sentence] = _is_sentence(sentence)
-            n_sentences += seen[sentence] is not None
-            n_parsed += seen[sentence] is True
-    return n_parsed / n_sentences if n_sentences else 0.0
+        verdicts += [seen[sentence] is True for sentence in sentences]
+        verdicts += [seen[last] is True] if seen[last] is not None else []
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
-def read_story(text: str) -> tuple[list[Branch] | None, list[float]]:
+def read_story(text: str, grammar: Grammar | None = None) -> tuple[list[Branch] | None, list[float]]:
     """The branches that make `text`, or None where it is not a whole story, and ln p of each character that fits."""
-    readers, logs = follow(_enter_all([_grammar().start]), text)
+    grammar = grammar or _grammar()
+    readers, logs = follow(grammar, _enter_all(grammar, [grammar.start]), text)
     ends = [reader.trail for reader in readers if reader.at is None] if len(logs) == len(text) else []
     if not ends:
         return None, logs
@@ -131,7 +133,7 @@ class Reader(NamedTuple):
     trail: Any
 
 
-def follow(readers: list[Reader], text: str) -> tuple[list[Reader], list[float]]:
+def follow(grammar: Grammar, readers: list[Reader], text: str) -> tuple[list[Reader], list[float]]:
     """Read `text` as far as a derivation goes on: the readers then left, and ln p of each character that was read.
 
     The probability of the text so far is the sum of the readers' weights, whatever the derivations; dividing by the
@@ -149,10 +151,10 @@ def follow(readers: list[Reader], text: str) -> tuple[list[Reader], list[float]]
                 readers = [Reader(mass, at, offset + length, then, bindings, trail)]
                 if offset + length == len(at):
                     readers = []
-                    _enter(readers, mass, then, bindings, trail)
+                    _enter(grammar, readers, mass, then, bindings, trail)
                 logs += [0.0] * length
                 continue
-        ahead = _advance(readers, text[len(logs)])
+        ahead = _advance(grammar, readers, text[len(logs)])
         if not ahead:
             return [], logs
         readers, before = ahead, mass
@@ -169,17 +171,19 @@ def _grammar() -> Grammar:
 @functools.cache
 def _sentence_readers() -> list[Reader]:
     """Readers that stand at the beginning of every sentence of the grammar and know nothing of its story."""
-    return _enter_all(_grammar().sentences)
+    return _enter_all(_grammar(), _grammar().sentences)
 
 
-def _enter_all(beginnings: Iterable[Items]) -> list[Reader]:
+def _enter_all(grammar: Grammar, beginnings: Iterable[Items]) -> list[Reader]:
     readers: list[Reader] = []
     for items in beginnings:
-        _enter(readers, 1.0, (items, 0, None), {}, None)
+        _enter(grammar, readers, 1.0, (items, 0, None), {}, None)
     return readers
 
 
-def _enter(readers: list[Reader], weight: float, place: Place, bindings: Bindings, trail: Any) -> None:
+def _enter(
+    grammar: Grammar, readers: list[Reader], weight: float, place: Place, bindings: Bindings, trail: Any
+) -> None:
     """Append to `readers` those that stand before their next character, going on from `place`."""
     while place is not None:
         items, index, after = place
@@ -190,14 +194,14 @@ def _enter(readers: list[Reader], weight: float, place: Place, bindings: Binding
         if type(item) is str:
             readers.append(Reader(weight, item, 0, place, bindings, trail))
             return
-        choice = _grammar().choice(item, bindings)
+        choice = grammar.choice(item, bindings)
         if choice.is_plain:
             readers.append(Reader(weight, choice.tree, 0, place, bindings, trail))
             return
         if len(choice.branches) > 1:
             for branch in choice.branches:
                 known = {**bindings, **branch.bindings}
-                _enter(readers, weight * branch.probability, (branch.items, 0, place), known, (branch, trail))
+                _enter(grammar, readers, weight * branch.probability, (branch.items, 0, place), known, (branch, trail))
             return
         branch = choice.branches[0]
         bindings = {**bindings, **branch.bindings} if branch.bindings else bindings
@@ -205,7 +209,7 @@ def _enter(readers: list[Reader], weight: float, place: Place, bindings: Binding
     readers.append(Reader(weight, None, 0, None, bindings, trail))
 
 
-def _advance(readers: list[Reader], character: str) -> list[Reader]:
+def _advance(grammar: Grammar, readers: list[Reader], character: str) -> list[Reader]:
     """The readers that can say `character` next, and those that they turn into by saying it."""
     ahead: list[Reader] = []
     for weight, at, offset, then, bindings, trail in readers:
@@ -214,14 +218,14 @@ def _advance(readers: list[Reader], character: str) -> list[Reader]:
                 if offset + 1 < len(at):
                     ahead.append(Reader(weight, at, offset + 1, then, bindings, trail))
                 else:
-                    _enter(ahead, weight, then, bindings, trail)
+                    _enter(grammar, ahead, weight, then, bindings, trail)
         elif at is not None:
             child = at.children.get(character)  # type: ignore[union-attr]
             if child is not None:
                 weight /= at.below  # type: ignore[union-attr]
                 if child.branch is not None:
                     known = {**bindings, **child.branch.bindings} if child.branch.bindings else bindings
-                    _enter(ahead, weight * child.own, then, known, (child.branch, trail))
+                    _enter(grammar, ahead, weight * child.own, then, known, (child.branch, trail))
                 if child.children:
                     ahead.append(Reader(weight * child.below, child, 0, then, bindings, trail))
     return ahead
@@ -229,7 +233,7 @@ def _advance(readers: list[Reader], character: str) -> list[Reader]:
 
 def _is_sentence(text: str) -> bool | None:
     """Whether the grammar can say the sentence `text`; None where it is only the beginning of one."""
-    readers, logs = follow(_sentence_readers(), text)
+    readers, logs = follow(_grammar(), _sentence_readers(), text)
     if len(logs) < len(text):
         return False
     return True if any(reader.at is None for reader in readers) else None

@@ -22,12 +22,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLOT = re.compile(r"\{(?P<form>\^|a )?(?:(?P<variable>\w+)?:)?(?P<source>\w+)(?:\.(?P<attribute>\w+))?(?P<maybe>\?)?\}")
+WEIGHTED = re.compile(r"(\d+)[* ](.*)")
 SENTENCE_END = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]"))\s+(?=["A-Z])')
-SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!one|uni|use)[aeiou]|hon|hour")
+SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!one|uni|use)[aeiou]|honest|hour")
 PRONOUNS = {"he", "his", "him"}
 
-Items = tuple[Any, ...]  # what a sentence is made of: text (str), a Slot, or a Rule
-Place = tuple[Items, int, Any] | None  # where in a derivation we are: items, index of the next one, the Place after them
+# What a sentence is made of: text (str), a Slot, or a Rule.
+Items = tuple[Any, ...]
+# Where in a derivation we are: items, index of the next one, the Place after them. None is the end.
+Place = tuple[Items, int, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Entry:
     attributes: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
 
 
-Bindings = dict[str, tuple[Entry, ...]]  # what each variable can stand for: one entry once it is chosen
+# What each variable can stand for: one entry once it is chosen.
+Bindings = dict[str, tuple[Entry, ...]]
 
 
 class Slot(NamedTuple):
@@ -53,9 +57,9 @@ class Slot(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """One of the ways on at a choice point: its index there, its probability, what it says and what it binds."""
+    """One of the ways on at a choice point: its number there, its probability, what it says and what it binds."""
 
-    index: int
+    number: int
     probability: float
     items: Items
     bindings: Bindings
@@ -87,8 +91,8 @@ class Choice:
     def __init__(self, weighted: list[tuple[int, Items, Bindings]]) -> None:
         self.total = sum(weight for weight, _, _ in weighted)
         self.branches = [
-            Branch(index, weight / self.total, items, bindings)
-            for index, (weight, items, bindings) in enumerate(weighted)
+            Branch(number, weight / self.total, items, bindings)
+            for number, (weight, items, bindings) in enumerate(weighted)
         ]
         self.cumulative = list(itertools.accumulate(weight for weight, _, _ in weighted))
         self.is_plain = len(weighted) > 1 and all(len(items) == 1 and type(items[0]) is str for _, items, _ in weighted)
@@ -102,10 +106,9 @@ class Choice:
 
 
 class Rule(NamedTuple):
-    """A reference from one sentence to another section of sentences."""
+    """The place of a sentence to be chosen from the section `name`."""
 
     name: str
-    maybe: bool
 
 
 def _with_form(text: str, form: str) -> str:
@@ -122,7 +125,7 @@ def _sections(notation: str) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     for section in re.split(r"^\[", notation, flags=re.MULTILINE)[1:]:
         header, *lines = re.sub(r"\n +", " ", section.strip()).split("\n")
         name, *attributes = re.split(r"\]? ?(?=\b\w+=)|\]", header)
-        yield name, dict(attribute.split("=") for attribute in attributes if attribute), [line for line in lines if line]
+        yield name, dict(attribute.split("=") for attribute in attributes if attribute), list(filter(None, lines))
 
 
 class Grammar:
@@ -136,11 +139,12 @@ class Grammar:
                 self.lists[name] = self._read_list(header, lines)
         self._compiled: dict[str, Items] = {}
         self._choices: dict[Any, Choice] = {}
-        self.rules = {name: self._read_rule(lines) for name, _, lines in sections if name[0].isupper()}
-        self.start: Items = (Rule("Story", False),)
+        self.rules: dict[str, Choice] = {}
+        self.rules |= {name: self._read_rule(lines) for name, _, lines in sections if name[0].isupper()}
+        self.start: Items = (Rule("Story"),)
 
     def _read_list(self, header: dict[str, str], lines: list[str]) -> tuple[Entry, ...]:
-        """The entries of a list, first the common ones (Zipf and Mandelbrot: weight 1 / (rank + size / 8))."""
+        """The entries of a list, the common ones first: like 1 / (rank + size / 4), as Zipf and Mandelbrot found."""
         groups: list[tuple[Entry, ...]] = []
         words = [word for line in lines for word in ([line] if ";" in line else line.split(", "))]
         for rank, word in enumerate(words):
@@ -148,8 +152,8 @@ class Grammar:
             if text.startswith("@"):
                 groups.append(self.lists[text[1:]])
                 continue
-            weight = 1000 * len(words) // (8 * rank + len(words))
-            if match := re.match(r"(\d+)\*(.*)", text):
+            weight = 1000 * len(words) // (4 * rank + len(words))
+            if match := WEIGHTED.match(text):
                 weight, text = 1000 * int(match[1]), match[2]
             pairs = {**header, **dict(field.split(": ", 1) for field in fields)}
             groups.append((Entry(text, weight, {key: self._values(value) for key, value in pairs.items()}),))
@@ -161,10 +165,10 @@ class Grammar:
         return self.lists[value[1:]] if value.startswith("@") else tuple(Entry(text) for text in value.split(", "))
 
     def _read_rule(self, lines: list[str]) -> Choice:
-        weighted = []
+        weighted: list[tuple[int, Items, Bindings]] = []
         for line in lines:
-            weight, text = re.fullmatch(r"(?:(\d+) )?(.*)", line).groups()  # type: ignore[union-attr]
-            weighted.append((int(weight or 1), self.compile(text), {}))
+            match = WEIGHTED.match(line)
+            weighted.append((int(match[1]), self.compile(match[2]), {}) if match else (1, self.compile(line), {}))
         return Choice(weighted)
 
     def compile(self, text: str) -> Items:
@@ -182,8 +186,11 @@ class Grammar:
 
     def _slot(self, match: re.Match[str], has_colon: bool) -> Slot | Rule:
         form, source, attribute = (match["form"] or "").strip(), match["source"], match["attribute"] or ""
+        if match["maybe"]:
+            self.rules[source + "?"] = Choice([(1, (), {}), (1, (Rule(source), " "), {})])
+            return Rule(source + "?")
         if source[0].isupper():
-            return Rule(source, match["maybe"] is not None)
+            return Rule(source)
         if source in PRONOUNS:
             source, attribute = "hero", source
         return Slot(form, match["variable"] or "", source, attribute, has_colon and not attribute)
@@ -201,20 +208,22 @@ class Grammar:
                 found[-1].append(parts[0])
                 found.extend([part] for part in parts[1:])
             found.append([])
-        cleaned = (tuple(item for item in items if item) for items in found)
-        return list(dict.fromkeys(items for items in cleaned if any(type(item) is str and item.strip() for item in items)))
+        whole = (tuple(filter(None, items)) for items in found if items != [" "])
+        return list(dict.fromkeys(filter(None, whole)))
 
     def _split(self, text: str, following: Any) -> list[str]:
         """`text` cut where a sentence ends, also at its own end if what is `following` begins with a capital."""
-        first = self.choice(following, {}).branches[0].items[0] if type(following) is Slot else "A"
-        *parts, last = SENTENCE_END.split(text + first[0])
+        while type(following) is Slot:
+            following = self.choice(following, {}).branches[0].items[0]
+        begin = following[0] if type(following) is str else "A"
+        *parts, last = SENTENCE_END.split(text + begin)
         return [*parts, last[:-1]]
 
     @functools.cached_property
     def domains(self) -> Bindings:
-        """Everything that each variable can stand for anywhere: what is known of it where a story's start is missing."""
+        """All that each variable can stand for anywhere, which is what is known of it without the story before."""
         texts = [items for rule in self.rules.values() for _, _, items, _ in rule.branches]
-        slots = {item for items in texts for item in items if type(item) is Slot and item.variable}
+        slots = list(dict.fromkeys(item for items in texts for item in items if type(item) is Slot and item.variable))
         domains: Bindings = {}
         changed = True
         while changed:
@@ -230,33 +239,30 @@ class Grammar:
 
     def choice(self, item: Slot | Rule, bindings: Bindings) -> Choice:
         """The choice point at `item`. A variable that is not bound can be anything it is bound to somewhere."""
-        if type(item) is Rule:
-            if not item.maybe:
-                return self.rules[item.name]
-            key: Any = item
-        elif item.from_list:
-            key, known = item, self.lists[item.source]
-        else:
-            known = bindings.get(item.source) or self.domains[item.source]
-            key = (item, known[0] if len(known) == 1 else known)
+        if isinstance(item, Rule):
+            return self.rules[item.name]
+        key: Any = item
+        known = self.lists[item.source] if item.from_list else bindings.get(item.source) or self.domains[item.source]
+        if not item.from_list:
+            key = (item, known)
         found = self._choices.get(key)
         if found is None:
-            optional = [(1, (), {}), (1, (Rule(item.name, False), " "), {})] if type(item) is Rule else None
-            found = self._choices[key] = Choice(optional or self._outcomes(item, known))
+            found = self._choices[key] = Choice(self._outcomes(item, known))
         return found
 
     def _outcomes(self, slot: Slot, known: tuple[Entry, ...]) -> list[tuple[int, Items, Bindings]]:
-        """What can be said at a slot whose source stands for one of `known`, and what is known when it has been said."""
-        said: dict[str, tuple[int, Bindings]] = {}
+        """What can be said at a slot whose source is one of `known`, and what is known once it has been said."""
+        weights: dict[str, int] = {}
+        bindings: dict[str, Bindings] = {}
         for entry in known:
-            values = entry.attributes.get(slot.attribute, ()) if slot.attribute else (entry,)
-            for value in values:
-                bindings = {slot.variable: (value,)} if slot.variable else {}
-                if len(known) > 1 and not slot.from_list:  # narrow down what the source can stand for
-                    before = said[value.text][1][slot.source] if value.text in said else ()
-                    bindings = {slot.source: (*before, entry), **bindings}
-                said[value.text] = (value.weight, bindings)
-        return [(weight, self.compile(_with_form(text, slot.form)), known) for text, (weight, known) in said.items()]
+            for value in entry.attributes.get(slot.attribute, ()) if slot.attribute else (entry,):
+                weights[value.text] = value.weight
+                learned = bindings.setdefault(value.text, {})
+                if slot.variable:
+                    learned[slot.variable] = (value,)
+                if len(known) > 1 and not slot.from_list:  # the text narrows down what the source can be
+                    learned[slot.source] = (*learned.get(slot.source, ()), entry)
+        return [(weights[text], self.compile(_with_form(text, slot.form)), bindings[text]) for text in weights]
 
     def tell(self, uniform: Callable[[], float]) -> tuple[str, list[Branch]]:
         """A story and the branches taken, from numbers in [0, 1) that `uniform` gives."""

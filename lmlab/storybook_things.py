@@ -4,29 +4,6 @@ The notation is that of `lmlab.storybook_words`.
 """
 
 THINGS = """
-[treasures]
-kite, drum, whistle, hat, lantern, ball, teddy bear, mitten, umbrella, marble, toy boat, button, book, blanket, doll
-bell, flute, spinning top, scarf, paintbrush, yo-yo, toy train, feather, music box, pencil, ring, wooden horse
-balloon, locket, rag rabbit, necklace, tin soldier, backpack, paper dragon, harmonica, magnet, teacup, seashell, key
-watch, trumpet, slipper, snow globe, jump rope, telescope, purse, puppet, ribbon, lunch box, toy duck, tambourine
-pocket knife, picture book, magnifying glass, bow tie, paper crown
-[under]
-under the bed, under the table, under the rug, under the stairs, under the pillow, under the sofa, under the porch
-under the sink, under a heap of clothes, under the cat, under the mattress, under the old armchair
-under the flowerpots, under the bathtub, under the doormat
-[behind]
-behind the door, behind the curtains, behind the stove, behind the clock, behind the bookcase, behind the shed
-behind the laundry basket, behind the piano, behind the mirror, behind the radiator, behind the coats
-behind the firewood, behind the flour bin
-[inside]
-in every drawer, in the cupboard, in the bathtub, in the teapot, in the attic, in the cellar, in the wood box
-in the old trunk, in the cookie jar, in the umbrella stand, in the sewing basket, in all the coat pockets, in the oven
-in the bread box, in the grandfather clock
-[shabby]
-old, broken, dusty, bent, surprised, rusty, forgotten, sticky, moldy, very old, torn, lonely, gray, empty
-[clutter]
-sock, biscuit, spider, newspaper, button, pencil, spoon, mouse, cheese, puzzle, mousetrap, fork, roller skate
-calendar, umbrella, candle stub, postcard, feather duster, toothbrush, egg cup, shoelace, comb
 [safe]
 on the shelf above the bed, in a box with a lock, close at hand, on a piece of string, next to the pillow
 in the top drawer, in a warm dry place, in a bag with two buckles, where everyone could see it, on a nail by the door
@@ -176,35 +153,10 @@ listened with both ears
 [lights]
 a lantern, a candle, a night light, a cup of warm milk, an old lamp, a plate of cookies, a broom, a torch, a match
 a box of fireflies, a frying pan, an umbrella
-[games]
-play hide-and-seek; played: played hide-and-seek
-play tag; played: played tag
-play pirates; played: played pirates
-build a sandcastle; played: built a sandcastle with nine towers
-play leapfrog; played: played leapfrog
-fly kites; played: flew kites
-play marbles; played: played marbles
-climb trees; played: climbed trees
-play ball; played: played ball
-race snails; played: raced snails
-make mud pies; played: made forty mud pies
-ride on the swings; played: rode on the swings
-play chess; played: played chess
-catch tadpoles; played: caught tadpoles and let them go
-play school; played: played school with the hens
-fish for stars; played: fished for stars
-tell riddles; played: told riddles
-roll down the hill; played: rolled down the hill
-paint stones; played: painted stones
-have a tea party; played: had a tea party
-play circus; played: played circus on the lawn
-walk on the wall; played: walked on the wall
-throw snowballs; played: threw snowballs
-look for dragons; played: looked for dragons
-play shop; played: played shop with pebbles
-sail paper boats; played: sailed paper boats
+[lights2]
+a long spoon, a tin helmet, a blanket, a whistle, a bag of peppermints, a feather, a walking stick, a rope, a pillow
 [lonely]
-lonely, bored, left out, all alone, quiet, unhappy, rather blue, sad, forgotten, invisible
+lonely, bored, left out, all alone, unhappy, rather blue, sad, forgotten, invisible, useless
 [mishaps]
 fell into the mud; fixes: washed it clean, scrubbed it until it shone
 flew over the wall; fixes: climbed over the wall to fetch it, asked the neighbor to throw it back
@@ -246,8 +198,8 @@ sitting on a rock in the rushing river; tools: small raft, fishing rod, long bra
   land, pulled it to the bank
 shut in an empty barrel; tools: hammer, crowbar, kitchen spoon; acts: opened the lid, rolled the barrel open
 stuck in the mud; tools: wooden board, shovel, thick stick; acts: pulled it out, dug it out
-asleep on the railway track; tools: loud bell, wheelbarrow, red flag; acts: woke it just in time, saved it before the
-  train came
+frozen with fear on the railway track; tools: loud bell, red flag, big lantern; acts: stopped the train just in time,
+  warned the driver of the train
 locked in a garden shed; tools: rusty key, piece of wire, hairpin; acts: opened the door, let it out
 wrapped up in kite string; tools: small knife, pair of tweezers, magnifying glass; acts: undid every loop, freed one
   leg after another
@@ -270,6 +222,8 @@ half-eaten
 in a bottle, inside a clock, under a loose stone, in a library book, between two floorboards
 in the pocket of an old coat, in a bird's nest, behind a painting, in the lining of a hat, inside a pumpkin
 at the bottom of a trunk, in a teapot, under a sleeping hen, inside a loaf of bread, in a hollow walking stick
+[ages2]
+hard to read, as thin as a leaf, covered with spots, warm to the touch, older than the town, written in code
 [guards]
 goat, goose, troll, giant, bull, ram, peacock, knight, wizard, rooster, sphinx, crocodile, dwarf, scarecrow, sentry
 ogre, swan
@@ -416,7 +370,7 @@ Cosmo the cat, Lenny the lizard, Prince the pug
 [rivals]
 @rivals_she, @rivals_he
 [boasts]
-fast as the wind, taller than everyone else, very sure of winning, stronger than two, the champion of last year
+as fast as the wind, taller than everyone else, very sure of winning, stronger than two, the champion of last year
 bragging to the crowd, warming up with a yawn, dressed in shiny new clothes, polishing a row of medals
 signing pictures for the crowd, as proud as a peacock, already practicing a victory speech
 combing {rival.his} whiskers

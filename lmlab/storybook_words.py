@@ -84,11 +84,11 @@ Silver Creek, Buttercup Valley, Snowdon Mill, Seven Bridges, Plum Hollow, Owl Ro
 Lower Puddle, Upper Puddle, Crooked Elm, Barley Cross, Saint Pippin, Mouse Green, Old Ferry, Kettle Lane
 Lantern Street, Otterby, Ravenhill, Mossy Bank
 [calm]
-quiet, little, old, sunny, deep, wide, sleepy, misty, green, lonely, famous, windy, forgotten, busy, narrow, mossy
-noisy, crooked, beautiful, stony, shady, foggy, tall, hidden, dusty
+quiet, little, old, sunny, sleepy, misty, green, lonely, famous, windy, forgotten, busy, narrow, mossy, noisy, crooked
+beautiful, shady, foggy, hidden, dusty, distant, ancient, pretty, haunted, snowy, muddy, well-known
 [landmarks]
 lake, river, forest, hill, mill, farm, village, harbor, bridge, meadow, orchard, castle, station, church, valley, road
-pond, market square, lighthouse, oak, bakery, quarry, canal, vineyard, beach, graveyard wall, waterfall, well, school
+pond, market square, lighthouse, oak, bakery, quarry, canal, vineyard, beach, apple tree, waterfall, well, school
 swamp
 [nearness]
 near, beside, by, behind, not far from, across from, next to, within sight of
@@ -128,6 +128,9 @@ greeted each cow by name
 [clothes]
 scarf, hat, coat, cap, sweater, raincoat, bathrobe, nightcap, apron, vest, bow tie, feather, necktie, cape, helmet
 shawl, straw hat, jacket, belt, ribbon, glove, bonnet, wig, turban
+[clothes2]
+scarf of wool, hat with bells, coat of rags, pair of boots, pair of mittens, mask, pair of socks, cloak
+pair of slippers
 [even_times]
 in bed, in summer, at breakfast, on rainy days, in the bathtub, on Sundays, at the beach, in school, upside down
 under water, in the dark, on holidays, while eating soup, up in the trees, at weddings
@@ -309,8 +312,8 @@ spun around like a top, danced with a broom, cheered so loudly that the geese fl
 blew a kiss to the moon, rolled in the grass, climbed onto the roof to crow like a rooster
 wept a little from happiness, shook hands with everybody, waltzed across the yard
 [called]
-cried, called, said, wailed, whispered, shouted, exclaimed, groaned, sighed, gasped, sobbed, muttered, mumbled
-squealed, murmured, said in a small voice, stammered, shrieked, said to the moon, grumbled
+cried, called, said, wailed, whispered, shouted, exclaimed, groaned, sighed, gasped, sobbed, muttered, mumbled, squealed
+murmured, stammered, shrieked, grumbled, sniffed, yelled
 [dreamy]
 flying, silver, talking, dancing, golden, giant, singing, tiny, sleeping, purple, wooden, friendly, invisible
 laughing, upside-down, striped, polite, glowing, snoring, velvet
@@ -337,4 +340,54 @@ days, weeks, hours, evenings, mornings, afternoons, nights, months
 [spans]
 12*{:numbers} {:units}
 a whole week, a month, half a day, a long time, a year and a day
+[treasures]
+kite, drum, whistle, hat, lantern, ball, teddy bear, mitten, umbrella, marble, toy boat, button, book, blanket, doll
+bell, flute, spinning top, scarf, paintbrush, yo-yo, toy train, feather, music box, pencil, ring, wooden horse
+balloon, locket, rag rabbit, necklace, tin soldier, backpack, paper dragon, harmonica, magnet, teacup, seashell, key
+watch, trumpet, slipper, snow globe, jump rope, telescope, purse, puppet, ribbon, lunch box, toy duck, tambourine
+pocket knife, picture book, magnifying glass, bow tie, paper crown
+[under]
+under the bed, under the table, under the rug, under the stairs, under the pillow, under the sofa, under the porch
+under the sink, under a heap of clothes, under the cat, under the mattress, under the old armchair
+under the flowerpots, under the bathtub, under the doormat
+[behind]
+behind the door, behind the curtains, behind the stove, behind the clock, behind the bookcase, behind the shed
+behind the laundry basket, behind the piano, behind the mirror, behind the radiator, behind the coats
+behind the firewood, behind the flour bin
+[inside]
+in every drawer, in the cupboard, in the bathtub, in the teapot, in the attic, in the cellar, in the wood box
+in the old trunk, in the cookie jar, in the umbrella stand, in the sewing basket, in all the coat pockets, in the oven
+in the bread box, in the grandfather clock
+[shabby]
+old, broken, dusty, bent, surprised, rusty, forgotten, sticky, moldy, very old, torn, lonely, gray, empty
+[clutter]
+sock, biscuit, spider, newspaper, button, pencil, spoon, mouse, cheese, puzzle, mousetrap, fork, roller skate
+calendar, umbrella, candle stub, postcard, feather duster, toothbrush, egg cup, shoelace, comb
+[games]
+play hide-and-seek; played: played hide-and-seek
+play tag; played: played tag
+play pirates; played: played pirates
+build a sandcastle; played: built a sandcastle with nine towers
+play leapfrog; played: played leapfrog
+fly kites; played: flew kites
+play marbles; played: played marbles
+climb trees; played: climbed trees
+play ball; played: played ball
+race snails; played: raced snails
+make mud pies; played: made forty mud pies
+ride on the swings; played: rode on the swings
+play chess; played: played chess
+catch tadpoles; played: caught tadpoles and let them go
+play school; played: played school with the hens
+fish for stars; played: fished for stars
+tell riddles; played: told riddles
+roll down the hill; played: rolled down the hill
+paint stones; played: painted stones
+have a tea party; played: had a tea party
+play circus; played: played circus on the lawn
+walk on the wall; played: walked on the wall
+throw snowballs; played: threw snowballs
+look for dragons; played: looked for dragons
+play shop; played: played shop with pebbles
+sail paper boats; played: sailed paper boats
 """
