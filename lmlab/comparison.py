@@ -17,6 +17,7 @@ from lmlab.history import History, as_mapping
 
 TAIL = 0.05  # the share of the last steps whose mean is the final training loss
 LONGEST_TAIL = 100
+DATA = ("path", "sha256", "n_tokens", "n_train", "n_val")
 ENVIRONMENT = ("device", "precision", "threads", "world_size", "strategy")
 
 # Student's t at 97.5 % for 1, 2, … degrees of freedom; from 30 on close enough to the normal's 1.96.
@@ -80,7 +81,7 @@ class Difference:
             runs=(a.run_id, b.run_id),
             config=differing(a.config, b.config),
             model=differing(*({**h.model, "tokenizer": h.start.get("tokenizer")} for h in (a, b))),
-            data=differing(*(as_mapping(start.get("data")) for start in starts)),
+            data=differing(*({key: as_mapping(start.get("data")).get(key) for key in DATA} for start in starts)),
             code=differing(*({key: start.get(key) for key in ("git_commit", "git_dirty")} for start in starts)),
             environment=differing(*(environment(start) for start in starts)),
             losses={name: parting(a, b, name) for name in ("loss", "val_loss")},

@@ -426,7 +426,9 @@ OWN_STATE = {
 
 def facts_of(state: dict[str, Any]) -> dict[str, Any]:
     """The facts of a run in the state of one of its checkpoints."""
-    return {name: value for name, value in state.items() if name not in OWN_STATE}
+    facts = {name: value for name, value in state.items() if name not in OWN_STATE}
+    facts["data"] = {name: value for name, value in facts.get("data", {}).items() if name != "position"}
+    return facts
 
 
 def due(step: int, cadence: int | None) -> bool:

@@ -1,0 +1,331 @@
+"""Figures of runs: curves, comparisons, attention maps, the logit lens. matplotlib loads when one is drawn.
+
+Every function returns a `matplotlib.figure.Figure` of its own, outside of pyplot, so that none stays open: a notebook
+shows it, `savefig` saves it. B batch, T time, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab import words
+from lmlab.errors import UsageError
+from lmlab.history import History, step_of
+from lmlab.views.curves import LARGEST_DRAWN, Floats, smooth, span_for, value_range
+from lmlab.views.figure import colour_map, label, new_figure, style, token_label
+from lmlab.views.theme import DIM, INK, LIGHT_SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 64  # attention maps on one figure
+MOST_LEGEND = 12  # names in a legend; beyond them colours go without
+MOST_TOKEN_LABELS = 40  # beyond them an axis of tokens is numbered
+HEAT = ("#ffffff", "#fdd9c4", "#f39a6b", "#d9541e", "#8a2d0c")
+BLUES = ("#ffffff", "#d3e2fa", "#7ba6ea", "#2667d8", "#123a80")
+
+TITLES = {
+    "loss": "training loss (nats per token)",
+    "val_loss": "validation loss (nats per token)",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+    "flops_utilization": "share of peak FLOP/s",
+    "perplexity": "validation perplexity",
+    "bits_per_byte": "validation bits per byte",
+}
+DOTTED = ("val_loss", "perplexity", "bits_per_byte")  # measured now and then: a dot for each
+AXIS_TITLES = {"step": "step", "tokens": "tokens seen", "seconds": "time (minutes)"}
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+
+def curves(run: History, names: Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
+    """A run's series over its steps. `loss` and `val_loss` share a panel, with the floor; others get one each.
+
+    smoothing: span in steps of the moving average, 1 for none, None for what suits. Raises UsageError on a name that
+    the run does not have.
+    """
+    return compare([run], names, smoothing=smoothing)
+
+
+def compare(
+    runs: Sequence[History],
+    names: Sequence[str] = ("loss", "val_loss"),
+    *,
+    axis: str = "step",
+    smoothing: float | None = None,
+    noise: float | None = None,
+    labels: Sequence[str] | None = None,
+    floor: bool = True,
+    zoom: float = 1.0,
+) -> Figure:
+    """Several runs' series in one figure, a colour for each run and a panel for each series.
+
+    axis: `step`, `tokens` or `seconds`. smoothing: as for `curves`. noise: the smallest difference worth believing
+    (`smallest_difference`); validation curves get a band of that height, and where two bands overlap the difference
+    is not worth believing. labels: in place of the run ids. floor: draw the loss floor where runs have one. zoom: the
+    share of the x axis to show, from its end: 0.3 looks closely at the last third.
+    Raises UsageError on an unknown name or axis.
+    """
+    labels = [label(given) for given in labels] if labels is not None else [label(run.run_id) for run in runs]
+    if len(labels) != len(runs):
+        raise UsageError(f"compare: {len(labels)} labels for {len(runs)} runs; give one for each, or none")
+    alone = len(runs) == 1
+    panels = _panels(names, shared=alone)
+    with style():
+        figure = new_figure(height=0.6 + (3.2 if len(panels) == 1 else 2.5) * len(panels))
+        rows = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, here in zip(rows, panels, strict=False):
+            drawn = [
+                _draw(axes, run, name, axis, smoothing, noise if name == "val_loss" else None, **look)
+                for index, run in enumerate(runs)
+                for place, name in enumerate(here)
+                for look in [_look(name, here, labels[index], place if alone else index, alone)]
+            ]
+            floors = [run.loss_floor for run in runs if floor and run.loss_floor is not None]
+            floors = floors if "val_loss" in here or "loss" in here else []
+            _draw_floors(axes, floors)
+            _frame(axes, drawn, floors, zoom)
+            axes.set_ylabel("loss (nats per token)" if len(here) > 1 else TITLES.get(here[0], label(here[0])))
+        _finish(figure, list(rows), axis, noise)
+    return figure
+
+
+def _panels(names: Sequence[str], shared: bool) -> list[list[str]]:
+    losses = [name for name in names if name in ("loss", "val_loss")]
+    if not shared or not losses:
+        return [[name] for name in names]
+    return [losses] + [[name] for name in names if name not in losses]
+
+
+def _look(name: str, panel: Sequence[str], run_label: str, colour: int, alone: bool) -> dict[str, Any]:
+    title = run_label
+    if alone:
+        title = {"loss": "training", "val_loss": "validation"}.get(name, "") if len(panel) > 1 else ""
+    return {"colour": LIGHT_SERIES[colour % len(LIGHT_SERIES)], "title": title or None, "raw": 0.25 if alone else 0.12}
+
+
+def _draw(
+    axes: Axes,
+    run: History,
+    name: str,
+    axis: str,
+    smoothing: float | None,
+    noise: float | None,
+    *,
+    colour: str,
+    title: str | None,
+    raw: float,
+) -> tuple[Floats, Floats]:
+    """Draw one series of one run; returns what was drawn, x and y."""
+    steps, values = run.series(name)
+    x = run.along(steps, axis) / (60 if axis == "seconds" else 1)
+    values = np.where(np.abs(values) < LARGEST_DRAWN, values, np.nan)
+    if name in DOTTED:
+        if noise:
+            axes.fill_between(x, values - noise / 2, values + noise / 2, color=colour, alpha=0.16, linewidth=0)
+        marks: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
+        axes.plot(x, values, color=colour, linewidth=1.5, marker="o", label=title, **marks)
+        reach = (noise or 0.0) / 2
+        return np.tile(x, 2), np.concatenate([values - reach, values + reach])
+    span = smoothing if smoothing is not None else span_for(int(np.ptp(steps)) if len(steps) else 0)
+    calm = values if name == "learning_rate" else smooth(steps, values, span)
+    if calm is not values and span > 1:
+        axes.plot(x, values, color=colour, linewidth=0.8, alpha=raw)
+    axes.plot(x, calm, color=colour, linewidth=1.8, label=title)
+    return x, values
+
+
+def _draw_floors(axes: Axes, levels: Sequence[float]) -> None:
+    for level in sorted(set(levels)):
+        axes.axhline(level, color=DIM, linewidth=1.1, linestyle=(0, (5, 4)))
+        axes.annotate(
+            f"floor {level:.3f}", (0, level), (5, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            color=DIM, fontsize=8.5,
+        )  # fmt: skip
+
+
+def _frame(axes: Axes, drawn: Sequence[tuple[Floats, Floats]], floors: Sequence[float], zoom: float) -> None:
+    """Set the limits of both axes: to the last share `zoom` of x, and to what is to be seen there of y."""
+    end = max((float(x[-1]) for x, _ in drawn if len(x)), default=0.0)
+    start = end * (1 - min(max(zoom, 0.01), 1.0))
+    if end > 0:
+        axes.set_xlim(start, end + 0.02 * (end - start))
+    axes.set_ylim(*value_range([y[x >= start] for x, y in drawn], min(floors, default=None) if zoom >= 1 else None))
+
+
+def _finish(figure: Figure, rows: Sequence[Axes], axis: str, noise: float | None) -> None:
+    """Ticks in words, and one legend above all panels."""
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    last = rows[-1]
+    last.set_xlabel(AXIS_TITLES[axis])
+    last.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=axis != "seconds"))
+    if axis != "seconds":
+        last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+    for row in rows:
+        levels = row.get_yticks()
+        if len(levels) and max(abs(level) for level in levels) < 1e-2:
+            row.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.learning_rate(value)))
+        elif len(levels) and max(abs(level) for level in levels) >= 1e4:
+            row.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+    handles, titles = rows[0].get_legend_handles_labels()
+    if noise:
+        handles.append(Patch(color=DIM, alpha=0.25, linewidth=0))
+        titles.append(f"bands that overlap: noise (below {noise:.3f})")
+    if handles:
+        figure.legend(
+            handles, titles, loc="outside upper left", ncols=min(len(handles), 4 if len(titles[0]) < 24 else 2)
+        )
+
+
+# --- inside the model -----------------------------------------------------------------------------------------------
+
+
+def attention_figure(
+    probabilities_LHTT: NDArray[Any],
+    tokens: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Figure:
+    """Attention maps, a row for each layer and a column for each head: which earlier token (across) each token (down)
+    looks at. probabilities_LHTT: rows sum to 1. layers, heads: which to show, else all. Raises UsageError where the
+    shapes do not fit the tokens, or there are too many maps for one figure.
+    """
+    maps = np.asarray(probabilities_LHTT, dtype=np.float64)
+    if maps.ndim != 4 or maps.shape[2] != maps.shape[3] or maps.shape[2] != len(tokens):
+        raise UsageError(f"attention of shape {maps.shape} does not fit {len(tokens)} tokens; it is (L, H, T, T)")
+    layers = list(layers) if layers is not None else list(range(maps.shape[0]))
+    heads = list(heads) if heads is not None else list(range(maps.shape[1]))
+    if not 0 < len(layers) * len(heads) <= MOST_PANELS:
+        raise UsageError(
+            f"{len(layers)} layers × {len(heads)} heads: show 1 to {MOST_PANELS} maps; choose layers and heads"
+        )
+    with style():
+        size = min(2.6, 11.0 / len(heads))
+        figure = new_figure(0.9 + size * len(heads), 0.5 + size * len(layers), layout="compressed")
+        grid = figure.subplots(len(layers), len(heads), squeeze=False)
+        for (row, layer), (column, head) in itertools.product(enumerate(layers), enumerate(heads)):
+            axes = grid[row, column]
+            image = axes.imshow(maps[layer, head], cmap=colour_map(BLUES), vmin=0, vmax=1, interpolation="nearest")
+            axes.grid(visible=False)
+            if row == 0:
+                axes.set_title(f"head {head}", fontsize=9)
+            if column == 0:
+                axes.set_ylabel(f"layer {layer}")
+            _label_tokens(axes, tokens, size, below=row == len(layers) - 1, beside=column == 0)
+        figure.colorbar(image, ax=grid, label="attention", shrink=1 / len(layers) ** 0.5, aspect=18, pad=0.02)
+    return figure
+
+
+def lens_figure(
+    guesses_LT: Sequence[Sequence[str]],
+    probabilities_LT: NDArray[Any],
+    tokens: Sequence[str],
+    *,
+    layer_names: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+) -> Figure:
+    """The logit lens: what the model would say next after each layer (the last on top) at each token.
+
+    guesses_LT: the likeliest next token by layer and position. probabilities_LT: the shade of each cell, the
+    probability of that guess, or of the true next token. tokens: what was read, below. targets: the true next tokens;
+    guesses that hit are set bold. Raises UsageError where the shapes do not fit.
+    """
+    shades = np.asarray(probabilities_LT, dtype=np.float64)
+    names = list(layer_names) if layer_names is not None else [str(layer) for layer in range(len(guesses_LT))]
+    if shades.shape != (len(guesses_LT), len(tokens)) or len(names) != len(guesses_LT):
+        raise UsageError(f"a lens of shape {shades.shape} does not fit {len(guesses_LT)} layers × {len(tokens)} tokens")
+    with style():
+        longest = max((len(token_label(guess)) for row in guesses_LT for guess in row), default=1)
+        cell = min(max(0.26, 0.085 * longest + 0.14), 1.0)
+        figure = new_figure(min(max(1.6 + cell * len(tokens), 4.0), 24.0), 0.9 + 0.3 * len(names))
+        axes = figure.subplots()
+        image = axes.imshow(shades, cmap=colour_map(HEAT), vmin=0, vmax=1, aspect="auto", origin="lower")
+        axes.grid(visible=False)
+        for layer, row in enumerate(guesses_LT):
+            for position, guess in enumerate(row):
+                hit = targets is not None and position < len(targets) and targets[position] == guess
+                axes.text(
+                    position, layer, token_label(guess), ha="center", va="center", fontsize=8,
+                    color="white" if shades[layer, position] > 0.55 else INK, fontweight="bold" if hit else "normal",
+                )  # fmt: skip
+        axes.set_yticks(range(len(names)), [label(name) for name in names])
+        axes.set_ylabel("after layer")
+        axes.set_xticks(range(len(tokens)), [token_label(token) for token in tokens])
+        axes.set_xlabel("token read" + (" (bold: the guess is right)" if targets is not None else ""))
+        figure.colorbar(image, ax=axes, label="probability", pad=0.01, aspect=12)
+    return figure
+
+
+def hook_figure(run: History, name: str) -> Figure:
+    """What a research hook measured, over the steps: a panel for each quantity, a curve for each number in it, coloured
+    by its first index, which is the layer where there are layers.
+
+    Raises UsageError where the run has no events of that hook.
+    """
+    events = run.hook(name)
+    if not events:
+        there = ", ".join(run.hook_names()) or "none"
+        raise UsageError(f"run {run.run_id} has no events of the hook {name!r}; there are: {there}")
+    found: dict[str, dict[tuple[str, ...], list[tuple[int, float]]]] = {}
+    for event in events:
+        for key, value in event.items():
+            if key not in ("event", "run_id", "time", "step", "name"):
+                for path, number in _numbers(value):
+                    found.setdefault(key, {}).setdefault(path, []).append((step_of(event), number))
+    with style():
+        figure = new_figure(height=0.6 + 2.6 * max(len(found), 1))
+        rows = figure.subplots(max(len(found), 1), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, (key, parts) in zip(rows, found.items(), strict=False):
+            _draw_parts(axes, parts)
+            axes.set_ylabel(label(key))
+        rows[-1].set_xlabel("step")
+    return figure
+
+
+def _draw_parts(axes: Axes, parts: Mapping[tuple[str, ...], Sequence[tuple[int, float]]]) -> None:
+    groups = list(dict.fromkeys(path[:1] for path in parts))
+    colours = colour_map(("#7ba6ea", "#2667d8", "#9440c2", "#d9541e"))
+    named: set[tuple[str, ...]] = set()
+    for path, points in parts.items():
+        group = path[:1]
+        title = label(group[0], 24) if group and group not in named and len(groups) <= MOST_LEGEND else None
+        named.add(group)
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=colours(groups.index(group) / max(len(groups) - 1, 1)), linewidth=1.4, label=title)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _numbers(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """All finite numbers in nested lists and dicts, each with the keys that lead to it."""
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if items is not None:
+        for key, item in items:
+            yield from _numbers(item, (*path, str(key)))
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_DRAWN:
+        yield path, float(value)
+
+
+def _label_tokens(axes: Axes, tokens: Sequence[str], size: float, *, below: bool, beside: bool) -> None:
+    """Name the tokens along the outer edges of a grid of maps, where there is room; else number them."""
+    if len(tokens) > MOST_TOKEN_LABELS * size / 2.6:
+        axes.tick_params(labelbottom=below, labelleft=beside, labelsize=7)
+        return
+    names = [token_label(token) for token in tokens]
+    fontsize = max(4.5, min(8.0, 44 * size / len(tokens)))
+    upright = all(len(name) <= 1 for name in names)
+    places = range(len(names))
+    axes.set_xticks(places, names if below else [""] * len(names), rotation=0 if upright else 90, fontsize=fontsize)
+    axes.set_yticks(places, names if beside else [""] * len(names), fontsize=fontsize)

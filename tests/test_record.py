@@ -1,0 +1,462 @@
+"""A run read back from its folder: whatever the log holds, whenever it grows, wherever it was moved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from run_logs import BEGAN, RunWriter, write_run
+
+from lmlab import events
+from lmlab.comparison import Difference, comparison, diff, final_loss, smallest_difference
+from lmlab.errors import LabError, RunError, UsageError
+from lmlab.files import lock
+from lmlab.history import History
+from lmlab.record import RUN_LOCK, Record, delete_run, find_runs
+
+EVERY_PROPERTY = (
+    "start", "run_id", "config", "model", "kind", "lineage", "status", "max_steps", "tokens_per_step", "tokens",
+    "loss_floor", "best", "newest_checkpoint", "best_checkpoint", "size_bytes", "notes", "tags", "warnings", "seconds",
+)  # fmt: skip
+
+
+def snapshot(record: Record) -> dict[str, Any]:
+    """Everything that a record says, comparable."""
+    said: dict[str, Any] = {name: getattr(record, name) for name in EVERY_PROPERTY if name != "size_bytes"}
+    said |= {name: [part.tolist() for part in record.series(name)] for name in record.names()}
+    return said | {"samples": record.samples(), "damaged": record.damaged, "step": record.step}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_series_are_what_the_log_holds(tmp_path):
+    record = Record(write_run(tmp_path / "run"))
+    logged = [e for e in events.read(tmp_path / "run" / "log.jsonl") if e["event"] == "step"]
+    steps, losses = record.series("loss")
+    assert steps.dtype == np.int64
+    assert losses.dtype == np.float64
+    assert steps.tolist() == [e["step"] for e in logged] == list(range(1, 41))
+    assert losses.tolist() == [e["loss"] for e in logged]
+    assert record.series("val_loss")[0].tolist() == [0, 10, 20, 30, 40]
+    assert record.last("learning_rate") == 3e-4
+    assert record.series("flops_utilization")[0].size == 0, "null is no number"
+    best = record.best
+    assert best is not None
+    assert best.loss == record.series("val_loss")[1].min()
+
+
+def test_a_series_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path):
+    record = Record(write_run(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"no series 'los' .* there are: .*val_loss"):
+        record.series("los")
+    with pytest.raises(UsageError, match="no axis 'hours'; there are: step, tokens, seconds"):
+        record.along(np.array([1]), "hours")
+
+
+def test_numbers_that_are_not_finite_come_back(tmp_path):
+    run = RunWriter(tmp_path / "run")
+    run.start()
+    for step, loss in enumerate((math.nan, math.inf, -math.inf, 1.0), start=1):
+        run.step(step, loss)
+    run.evaluate(4, 2.0)
+    run.event("eval", 5, val_loss="NaN")
+    record = Record(tmp_path / "run")
+    np.testing.assert_array_equal(record.series("loss")[1], [math.nan, math.inf, -math.inf, 1.0])
+    assert record.best == (4, 2.0)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(RunError, match=r"no run in .*missing"):
+        Record(tmp_path / "missing")
+
+
+def test_a_folder_without_a_log_is_an_empty_record(tmp_path):
+    record = Record(tmp_path)
+    assert (record.status, record.step, record.run_id, record.best) == ("empty", 0, tmp_path.name, None)
+    assert record.series("loss")[0].size == 0
+
+
+def test_time_and_tokens_go_on_over_a_resume(tmp_path):
+    run = RunWriter(tmp_path / "run")
+    run.start()
+    for step in range(1, 11):
+        run.step(step, 2.0)
+    run.event("run_end", 10, status="stopped", seconds=5.0)
+    run.now += timedelta(days=3)  # nobody trained
+    run.start("resumed", config={"batch_size": 8})
+    for step in range(11, 21):
+        run.step(step, 1.0)
+    record = Record(tmp_path / "run")
+    assert (record.kind, len(record.starts)) == ("resumed", 2)
+    assert record.seconds == pytest.approx(10.0)
+    first, second = 4 * 2 * 16, 8 * 2 * 16
+    assert record.tokens_per_step == second
+    assert record.tokens == 10 * first + 10 * second
+    steps = np.array([0, 5, 10, 20])
+    np.testing.assert_allclose(record.along(steps, "seconds"), [0, 2.5, 5, 10], atol=1e-6)
+    assert record.along(steps, "tokens").tolist() == [0, 5 * first, 10 * first, 10 * first + 10 * second]
+    assert record.seconds_left() == pytest.approx(20 * 0.5, rel=1e-6), "20 of 40 steps are left, half a second each"
+
+
+def test_events_after_the_end_take_no_time(tmp_path):
+    run = RunWriter(write_run(tmp_path / "run", status=None))
+    run.event("run_end", 40, status="completed", seconds=0)
+    before = Record(tmp_path / "run").seconds
+    run.now += timedelta(days=9)
+    run.event("sample", 40, prompt="", sample_text="later")
+    assert Record(tmp_path / "run").seconds == before
+
+
+# --- growing, torn and damaged logs ---------------------------------------------------------------------------------
+
+
+def test_a_log_cut_at_every_byte_gives_every_whole_event(tmp_path):
+    whole = (write_run(tmp_path / "run", steps=3) / "log.jsonl").read_bytes()
+    cut, grown = tmp_path / "cut", tmp_path / "grown"
+    cut.mkdir()
+    grown.mkdir()
+    follower = Record(grown)
+    for length in range(len(whole) + 1):
+        (cut / "log.jsonl").write_bytes(whole[:length])
+        with open(grown / "log.jsonl", "wb" if length == 0 else "ab") as file:
+            file.write(whole[max(length - 1, 0) : length])
+        expected = History()
+        for event in events.read(cut / "log.jsonl"):
+            expected.add(event)
+        follower.refresh()
+        for record in (Record(cut), follower):
+            assert (record.step, record.starts, record.ending) == (expected.step, expected.starts, expected.ending)
+            assert record.series("loss")[1].tolist() == expected.series("loss")[1].tolist()
+            assert record.damaged == 0
+    assert snapshot(follower) == snapshot(Record(cut)) | {"run_id": "run"}
+
+
+def test_refresh_reads_the_new_bytes_alone(tmp_path):
+    log = write_run(tmp_path / "run", steps=20, status=None) / "log.jsonl"
+    record = Record(tmp_path / "run")
+    before = record.series("loss")[1].tolist()
+    size = log.stat().st_size
+    with open(log, "r+b") as file:  # what was read is spoiled in place: a second look at it would show
+        file.write(b"x" * (size - 1))
+    run = RunWriter(tmp_path / "run", BEGAN + timedelta(minutes=1))
+    run.step(21, 0.25)
+    assert record.refresh()
+    assert record.series("loss")[1].tolist() == [*before, 0.25]
+    assert record.damaged == 0
+    assert not record.refresh(), "nothing new"
+
+
+def test_a_log_that_was_rewritten_is_read_anew(tmp_path):
+    folder = write_run(tmp_path / "run", steps=30)
+    record = Record(folder)
+    events.supersede(folder / "log.jsonl", 10)
+    run = RunWriter(folder, BEGAN + timedelta(hours=1))
+    run.start("resumed")
+    for step in range(11, 60):
+        run.step(step, 9.0)
+    assert record.refresh()
+    assert snapshot(record) == snapshot(Record(folder))
+    assert record.series("loss")[0].tolist() == list(range(1, 60)), "no step twice"
+
+
+def test_damaged_lines_are_counted_and_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run", steps=5)
+    lines = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2:2] = [b"\xff\xfe not text\n", b'{"event": "step", "step"\n', b"[1, 2]\n", b"[" * 100_000 + b"\n", b"\n"]
+    (folder / "log.jsonl").write_bytes(b"".join(lines))
+    record = Record(folder)
+    assert record.damaged == 4
+    assert record.series("loss")[0].tolist() == [1, 2, 3, 4, 5]
+
+
+KEYS = [
+    "run_id", "time", "step", "config", "model", "lineage", "loss", "val_loss", "loss_floor", "status", "prompt",
+    "sample_text", "message", "name", "batch_size", "max_seq_len", "max_steps", "n_parameters", "data", "sha256", "versions",
+]  # fmt: skip
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["NaN", "Infinity"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
+)
+KINDS = ["run_start", "step", "eval", "sample", "hook", "warning", "checkpoint", "run_end", "other"]
+EVENTS = st.builds(
+    lambda kind, fields: {**fields, "event": kind}, st.sampled_from(KINDS), st.dictionaries(st.sampled_from(KEYS), JSON)
+)
+
+
+@given(st.lists(EVENTS, max_size=8))
+@example([{"event": "step", "step": 10**400, "loss": 10**400}, {"event": "step", "step": 1, "loss": 10**400}])
+@example([{"event": "run_start", "time": "9999-12-31T23:59:59-23:59", "config": {"batch_size": 2**70}}])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_event_of_any_shape_raises(tmp_path, logged):
+    from lmlab.views.cards import comparison_table, difference_card, run_card, runs_table
+    from lmlab.views.live import live_html
+
+    log = b"".join(json.dumps(event).encode() + b"\n" for event in logged)
+    (tmp_path / "log.jsonl").write_bytes(log)
+    record = Record(tmp_path)
+    for name in EVERY_PROPERTY:
+        getattr(record, name)
+    for name in record.names():
+        record.series(name)
+    record.seconds_left()
+    record.to_pandas()
+    run_card(record)
+    runs_table([record])
+    live_html(record)
+    comparison_table([record, record], noise=0.1)
+    difference_card(diff(record, record))
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lmlab.files import lock
+with lock(Path(sys.argv[1]) / "run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_running_while_a_living_process_holds_its_lock(tmp_path):
+    folder = write_run(tmp_path / "run", status=None)
+    record = Record(folder)
+    assert record.status == "interrupted"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert record.status == "running"
+        with pytest.raises(RunError, match="in use by another process; stop it first"):
+            delete_run(folder)
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    assert record.status == "interrupted", "a dead process trains nothing"
+
+
+def test_a_run_of_this_process_is_running(tmp_path):
+    record = Record(write_run(tmp_path / "run", status=None))
+    with lock(record.folder / RUN_LOCK):
+        assert record.status == "running"
+    assert record.status == "interrupted"
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped", "diverged", "failed"])
+def test_the_end_of_a_run_is_its_status(tmp_path, status):
+    record = Record(write_run(tmp_path / "run", status=status))
+    assert record.status == status
+    RunWriter(record.folder).start("resumed")
+    record.refresh()
+    assert record.status == "interrupted", "it started again, and nobody holds the lock"
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_those_on_disk_and_complete_wherever_the_run_was_moved(tmp_path):
+    folder = write_run(tmp_path / "run", steps=40)
+    (folder / "checkpoints" / "step-00000040" / "manifest.json").unlink()  # torn
+    (folder / "checkpoints" / ".step-00000050.tmp-1-00000000").mkdir()
+    (folder / "checkpoints" / "best").write_text("step-00000020\n", encoding="utf-8")
+    moved = folder.rename(tmp_path / "elsewhere")
+    record = Record(moved)
+    assert [path.name for path in record.checkpoints()] == [f"step-{step:08d}" for step in (10, 20, 30)]
+    assert record.newest_checkpoint == moved / "checkpoints" / "step-00000030"
+    assert record.best_checkpoint == moved / "checkpoints" / "step-00000020"
+    (moved / "checkpoints" / "best").write_text("../../outside\n", encoding="utf-8")
+    assert record.best_checkpoint is None
+
+
+def test_notes_and_tags_stay_with_the_run(tmp_path):
+    record = Record(write_run(tmp_path / "run"))
+    assert (record.notes, record.tags) == ("", [])
+    record.set_notes("warmup was too short\nagain with 200")
+    record.tag("baseline", "report")
+    record.tag("report", "keep")
+    record.untag("baseline", "never there")
+    again = Record(record.folder)
+    assert again.notes == "warmup was too short\nagain with 200"
+    assert again.tags == ["report", "keep"]
+    for damage in ("[1, 2]", "{", '{"tags": 3, "notes": null}'):
+        (record.folder / "notes.json").write_text(damage, encoding="utf-8")
+        assert (again.notes, again.tags) == ("", [])
+
+
+def test_runs_are_found_newest_first(tmp_path):
+    for name, days in (("b", 0), ("a", 2), ("c", 1)):
+        run = RunWriter(tmp_path / name, BEGAN + timedelta(days=days))
+        run.start()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "log.jsonl").touch()
+    (tmp_path / "no-run").mkdir()
+    assert [record.run_id for record in find_runs(tmp_path)] == ["a", "c", "b"]
+    assert find_runs(tmp_path / "missing") == []
+
+
+def test_a_deleted_run_is_gone_and_nothing_else_is(tmp_path):
+    folder = write_run(tmp_path / "runs" / "run")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious.txt").write_text("stays", encoding="utf-8")
+    (folder / "link").symlink_to(outside)
+    linked = tmp_path / "runs" / "linked"
+    other = write_run(tmp_path / "other")
+    linked.symlink_to(other)
+    assert delete_run(folder) > 1000
+    assert not folder.exists()
+    assert delete_run(linked) == 0
+    assert not linked.is_symlink()
+    assert (outside / "precious.txt").exists()
+    assert (other / "log.jsonl").exists()
+    with pytest.raises(RunError, match=r"no run in .*outside"):
+        delete_run(outside)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_to_pandas_has_a_row_a_step(tmp_path):
+    frame = Record(write_run(tmp_path / "run")).to_pandas()
+    assert frame.index.tolist() == list(range(41))
+    assert frame["val_loss"].dropna().index.tolist() == [0, 10, 20, 30, 40]
+    assert frame.loc[40, "tokens"] == 40 * 4 * 2 * 16
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_runs_differ_in_nothing(tmp_path):
+    a, b = Record(write_run(tmp_path / "a")), Record(write_run(tmp_path / "b"))
+    difference = diff(a, b)
+    assert all(not pairs for pairs in difference.sections().values())
+    assert difference.first_step is None
+    assert difference.final_difference == 0.0
+    assert "training loss: the same, bit for bit, at all 40 common steps" in str(difference)
+
+
+def test_the_step_where_losses_part_is_named(tmp_path):
+    def bumped(step: int, noise: random.Random) -> float:
+        value = 4.0 - step / 40
+        return math.nextafter(value, 9.0) if step >= 17 else value  # the least difference there is
+
+    a = Record(write_run(tmp_path / "a", loss=lambda step, noise: 4.0 - step / 40))
+    b = Record(write_run(tmp_path / "b", loss=bumped, steps=30))
+    difference = Difference.between(a, b)
+    assert difference.first_step == 17
+    assert difference.losses["loss"].common == 30
+    assert difference.losses["loss"].last_step == 30
+    assert difference.losses["val_loss"].first_step == 20
+
+
+def test_nan_is_the_same_as_nan_only(tmp_path):
+    for name, values in (("a", (1.0, math.nan, math.nan)), ("b", (1.0, math.nan, 2.0))):
+        run = RunWriter(tmp_path / name)
+        run.start()
+        for step, value in enumerate(values, start=1):
+            run.step(step, value)
+    assert diff(Record(tmp_path / "a"), Record(tmp_path / "b")).first_step == 3
+
+
+def test_what_two_runs_were_given_is_told_apart(tmp_path):
+    a = Record(write_run(tmp_path / "a"))
+    b = Record(
+        write_run(
+            tmp_path / "b", seed=1, git_dirty=True, threads=4, versions={"python": "3.11.2", "torch": "2.14.0"},
+            data={"path": "storybook", "sha256": "6" * 64, "n_tokens": 1000, "n_train": 950, "n_val": 50},
+        )
+    )  # fmt: skip
+    difference = diff(a, b)
+    assert difference.config == {"seed": (0, 1)}
+    assert difference.data == {"sha256": ("5" * 64, "6" * 64)}
+    assert difference.code == {"git_dirty": (False, True)}
+    assert difference.environment == {"threads": (2, 4), "version of torch": ("2.13.0", "2.14.0")}
+    assert difference.first_step == 1
+    ends = [final_loss(record) for record in (a, b)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert difference.final_difference == ends[1] - ends[0]
+
+
+def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):
+    runs = [
+        Record(write_run(tmp_path / f"run{seed}", seed=seed, config={"learning_rate": rate}))
+        for seed, rate in enumerate((1e-4, 3e-4))
+    ]
+    rows = comparison(runs)
+    assert [row["learning_rate"] for row in rows] == [1e-4, 3e-4]
+    assert "batch_size" not in rows[0], "it is the same in both"
+    assert rows[0].keys() == rows[1].keys()
+    for row, run in zip(rows, runs, strict=True):
+        assert row["val_loss"] == run.last("val_loss")
+        assert row["loss"] == pytest.approx(run.series("loss")[1][-2:].mean())
+        assert row["above_floor"] == pytest.approx(row["val_loss"] - 0.5)
+    assert comparison([]) == []
+
+
+def ended(val_loss: float) -> History:
+    history = History()
+    history.add({"event": "eval", "step": 1, "val_loss": val_loss})
+    return history
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8, 40])
+def test_the_smallest_difference_worth_believing_covers_95_percent(seeds):
+    noise = np.random.default_rng(seeds)
+    trials = 1500
+    covered = 0
+    for _ in range(trials):
+        *runs, a, b = noise.normal(1.5, 0.01, seeds + 2)
+        covered += abs(a - b) < smallest_difference([ended(value) for value in runs])
+    assert covered / trials == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / trials))
+
+
+def test_noise_needs_two_runs(tmp_path):
+    with pytest.raises(UsageError, match="needs two runs"):
+        smallest_difference([ended(1.0), ended(math.nan)])
+
+
+def test_reading_and_viewing_load_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, lmlab.record, lmlab.comparison, lmlab.views.cards, lmlab.views.live, lmlab.views.plots\n"
+        "print([name for name in ('torch', 'matplotlib', 'pandas', 'transformers', 'IPython') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_pandas_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(LabError, match="pip install pandas"):
+        Record(write_run(tmp_path / "run")).to_pandas()
+
+
+def test_a_run_folder_without_write_permission_says_so(tmp_path):
+    record = Record(write_run(tmp_path / "run"))
+    (record.folder / "notes.json").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*notes.json"):
+        record.set_notes("nowhere to put it")
+
+
+def test_paths_may_be_text(tmp_path):
+    write_run(tmp_path / "run")
+    assert Record(str(tmp_path / "run")).folder == Path(tmp_path / "run")
