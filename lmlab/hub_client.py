@@ -95,7 +95,7 @@ def look_up(model_id: str, revision: str | None) -> Listing:
         info = HfApi(endpoint=endpoint(), library_name="lmlab").model_info(
             model_id, revision=revision, files_metadata=True, timeout=SECONDS
         )
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         refuse(error, model_id, revision)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise HubError(f"{endpoint()} names no commit for {model_id}; is it a model hub? check HF_ENDPOINT")
@@ -228,7 +228,7 @@ def refuse(error: Exception, model_id: str, revision: str | None, file: str | No
         raise Unfinished(
             f"the disk is full while fetching {what}; free some space and run the same import again: it goes on"
         ) from error
-    if isinstance(error, ValueError) and not isinstance(error, errors.HTTPError):
+    if not isinstance(error, OSError | errors.HTTPError):
         raise HubError(
             f"what {endpoint()} answers for {what} cannot be read; is it a model hub? check HF_ENDPOINT"
         ) from error

@@ -82,14 +82,19 @@ def load_model(
         )
     else:
         adapter = load_adapter(Registry(models_dir).path(config.model_name), dtype=torch.float32)
-        fit_embeddings(adapter, tokenizer, config)
+    fit(adapter, tokenizer, config)
+    return adapter
+
+
+def fit(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> None:
+    """Make a model, a tokenizer and a config's windows suit each other. Raises ConfigError where they cannot."""
+    fit_embeddings(adapter, tokenizer, config)
     if adapter.max_positions is not None and config.max_seq_len > adapter.max_positions:
         raise ConfigError(
             f"max_seq_len={config.max_seq_len} is longer than {config.model_name} can take; "
             f"its limit is {adapter.max_positions}"
         )
     adapter.end_of_text_id = tokenizer.end_of_text_id
-    return adapter
 
 
 def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:

@@ -207,10 +207,15 @@ def examine(folder: Path, what: str) -> BaseAdapter:
         try_forward(adapter, what)
         try_tokenizer(folder, adapter, what)
     except CheckpointError as error:
-        raise HubError(f"{what} cannot be used: {str(error).replace(f'{folder}{os.sep}', '')}") from error
+        raise HubError(f"{what} cannot be used: {without_folder(error, folder)}") from error
     except TokenizerError as error:
-        raise HubError(f"the tokenizer of {what} cannot be used: {one_line(error)}") from error
+        raise HubError(f"the tokenizer of {what} cannot be used: {without_folder(error, folder)}") from error
     return adapter
+
+
+def without_folder(error: Exception, folder: Path) -> str:
+    """What an error says, without the path of the hidden folder that means nothing to a user."""
+    return one_line(str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "it"), 300)
 
 
 def architecture(folder: Path) -> dict[str, Any]:

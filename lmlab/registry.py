@@ -178,14 +178,14 @@ class Registry:
     def path(self, name: str) -> Path:
         """The folder of a model. Raises ModelNotFound, and RegistryError where files are missing or of another size."""
         entry = self.get(name)
-        self._refuse(name, self._missing(entry) or self._resized(entry))
+        self._refuse(name, self._problem(entry, hashes=False))
         return self.models_dir / entry.local_path
 
     def verify(self, name: str) -> Path:
         """The same as `path`, after comparing every file with its sha256. Raises RegistryError naming the file."""
-        entry, folder = self.get(name), self.path(name)
-        self._refuse(name, self._altered(entry))
-        return folder
+        entry = self.get(name)
+        self._refuse(name, self._problem(entry, hashes=True))
+        return self.models_dir / entry.local_path
 
     def ancestors(self, name: str) -> list[str]:
         """The models that this one comes from, oldest first, whether or not they are still registered."""
@@ -257,7 +257,7 @@ class Registry:
             return []
         problems: list[Problem] = []
         for entry in self.entries():  # before the lock, because hashing takes long
-            damage = None if self._missing(entry) else self._resized(entry) or self._altered(entry)
+            damage = None if self._missing(entry) else self._problem(entry, hashes=True)
             if damage is not None:
                 problems.append(Problem(entry.model_name, f"{damage}; delete it or import it again"))
         with self._writing(changed=fix) as models:
@@ -330,24 +330,21 @@ class Registry:
                 return f"its file {folder / name} is missing"
         return None
 
-    def _resized(self, entry: Entry) -> str | None:
-        """The first file that has another size than the registered one, in words; None where all are right."""
-        for name, info in entry.files.items():
-            path = self.models_dir / entry.local_path / name
-            if path.stat().st_size != info.size:
-                return f"its file {path} is damaged: {path.stat().st_size} bytes, not {info.size}"
-        return None
-
-    def _altered(self, entry: Entry) -> str | None:
-        """The first file whose content is not the registered one, in words; None where all are right."""
-        for name, info in entry.files.items():
-            path = self.models_dir / entry.local_path / name
-            try:
-                if sha256_file(path) != info.sha256:
+    def _problem(self, entry: Entry, hashes: bool) -> str | None:
+        """The first file that is missing, or not of the registered size (or hash), in words; None where all are right."""
+        path = self.models_dir / entry.local_path
+        try:
+            for name, info in entry.files.items():
+                path = self.models_dir / entry.local_path / name
+                if not path.is_file():
+                    break
+                if path.stat().st_size != info.size:
+                    return f"its file {path} is damaged: {path.stat().st_size} bytes, not {info.size}"
+                if hashes and sha256_file(path) != info.sha256:
                     return f"its file {path} is damaged: its sha256 is not the registered one"
-            except OSError as error:
-                return f"its file {path} cannot be read: {describe_os_error(error)}"
-        return None
+            return self._missing(entry)
+        except OSError as error:
+            return f"{path} cannot be read: {describe_os_error(error)}"
 
     def _read(self) -> dict[str, Any]:
         """The entries as they stand in the file, unchecked, by name. Raises RegistryError."""

@@ -234,4 +234,4 @@ def as_hub_error(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise HubError(f"{what} cannot be used: {str(error).replace(f'{folder}/', '')}") from error
+        raise HubError(f"{what} cannot be used: {origins.without_folder(error, folder)}") from error

@@ -1,0 +1,276 @@
+"""`CausalLMAdapter`: every causal language model that transformers ships; `QwenAdapter`: Qwen 2, 2.5 and 3.
+
+To add a family that differs: a subclass with what differs, and a line in ADAPTERS.
+B batch, T time, D model width, V vocabulary, N tokens of a whole batch, R rows (one per document).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from lmlab.adapters.base import BaseAdapter, capture, chunked_cross_entropy
+from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
+from lmlab.errors import ConfigError
+
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
+
+
+@dataclass
+class Replay:
+    """The cache of a model without keys and values, such as Mamba: all tokens so far, computed again each time."""
+
+    ids_BT: Tensor | None = None
+
+
+class CausalLMAdapter(BaseAdapter):
+    """Wraps a causal language model of transformers. `architecture_type` is its `model_type`.
+
+    head_is_linear: whether the logits are one linear map of the last hidden state, so that the loss can be chunked.
+    packs: whether restarting position ids keep the documents of a window apart. None: found out at the first use.
+    """
+
+    model: PreTrainedModel
+    head_is_linear: bool | None = None
+    packs: bool | None = None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.architecture_type = self.architecture_type or model.config.model_type
+        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        self.train(model.training)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the embedding holds."""
+        return int(self.model.get_input_embeddings().weight.size(0))
+
+    def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
+        """Next-token loss in nats, fp32, over the targets that are not -100; reduction "mean" or "sum"."""
+        targets_N = targets_BT.flatten()
+        if self._head_is_linear():
+            head = self.model.get_output_embeddings()
+            hidden_ND = self._apart(self.model.base_model, inputs_BT).flatten(0, 1)
+            return chunked_cross_entropy(hidden_ND, head.weight, targets_N, reduction, head.bias)
+        logits_NV = self._apart(self.model, inputs_BT).flatten(0, 1).float()
+        return nn.functional.cross_entropy(logits_NV, targets_N, reduction=reduction)
+
+    def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
+        if cache is None:
+            return self._apart(self.model, ids_BT)
+        if isinstance(cache, Replay):
+            cache.ids_BT = ids_BT if cache.ids_BT is None else torch.cat([cache.ids_BT, ids_BT], dim=1)
+            return first(self.model(input_ids=cache.ids_BT, use_cache=False))[:, -ids_BT.size(1) :]
+        logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+        return logits_BTV
+
+    def new_cache(self, batch_size: int) -> DynamicCache | Replay:
+        """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
+        takes = inspect.signature(self.model.forward).parameters
+        return DynamicCache(config=self.model.config) if "past_key_values" in takes else Replay()
+
+    def _apart(self, module: nn.Module, ids_BT: Tensor) -> Tensor:
+        """The first output of `module` (hidden states or logits), where no document sees another."""
+        segments_BT = self.segments(ids_BT)
+        if segments_BT is None:
+            return first(module(input_ids=ids_BT, use_cache=False))
+        if self._packs():
+            return first(module(input_ids=ids_BT, position_ids=restarted_positions(segments_BT), use_cache=False))
+        return in_rows(module, ids_BT, segments_BT)
+
+    def _head_is_linear(self) -> bool:
+        if self.head_is_linear is None:
+            self.head_is_linear = has_linear_head(self.model)
+        return self.head_is_linear
+
+    def _packs(self) -> bool:
+        if self.packs is None:
+            self.packs = keeps_documents_apart(self.model)
+        return self.packs
+
+    def architecture(self) -> dict[str, Any]:
+        """What `config.json` holds: the config of transformers without the settings that every model has."""
+        config = self.model.config
+        generic = PreTrainedConfig().to_dict()
+        values = {key: value for key, value in config.to_dict().items() if key not in generic or value != generic[key]}
+        own = {key: value for key, value in values.items() if not key.startswith("_")}
+        return {**own, "architectures": [type(self.model).__name__], "model_type": config.model_type}
+
+    def attention_shape(self) -> tuple[int, int]:
+        """Layers, and the width that attention works over (heads × head width)."""
+        config = self.model.config.get_text_config()
+        n_heads = getattr(config, "num_attention_heads", 0) or 0
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(n_heads, 1)
+        return int(config.num_hidden_layers), int(n_heads * width)
+
+    def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
+        """The residual stream x_BTD after the embedding and after every block."""
+        blocks = self._blocks()
+        embedded: list[Tensor] = []
+        handle = blocks[0].register_forward_pre_hook(lambda _, arguments: embedded.append(arguments[0]))
+        try:
+            after = capture(blocks, lambda: self._apart(self.model.base_model, ids_BT))
+        finally:
+            handle.remove()
+        return [*embedded, *after]
+
+    def unembed(self, x_BTD: Tensor) -> Tensor:
+        """logits_BTV that the final norm and the head read from any state of the residual stream."""
+        children = dict(self.model.base_model.named_children())
+        norm = next((children[name] for name in FINAL_NORMS if name in children), nn.Identity())
+        logits_BTV: Tensor = self.model.get_output_embeddings()(norm(x_BTD))
+        return logits_BTV
+
+    def attentions(self, ids_BT: Tensor) -> list[Tensor]:
+        """Attention probabilities of every layer, each BHTT."""
+        chosen = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the others never hold the probabilities
+        try:
+            return list(self.model(input_ids=ids_BT, use_cache=False, output_attentions=True).attentions)
+        finally:
+            self.model.set_attn_implementation(chosen)
+
+    def _blocks(self) -> nn.ModuleList:
+        """The layers of the model, in order."""
+        n_layers = self.attention_shape()[0]
+        for child in self.model.base_model.children():
+            if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+                return child
+        raise ConfigError(f"the layers of {self.architecture_type} are not known; leave out hooks that look into them")
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` into an existing folder. Raises OSError."""
+        with quiet():
+            self.model.save_pretrained(folder, max_shard_size="100TB")
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
+        """The model in a folder of the Hugging Face layout, its weights mapped from the files without a copy.
+
+        dtype: None keeps the weights as they are stored. Raises CheckpointError naming the wrong file.
+        """
+        folder = Path(folder)
+        return cls(build(read_config(folder), read_tensors(folder), dtype, folder))
+
+    def enable_activation_checkpointing(self) -> None:
+        """Compute each layer's activations again in the backward pass. Raises ConfigError where the model cannot."""
+        if not self.model.supports_gradient_checkpointing:
+            raise ConfigError(f"activation_checkpointing does not work with {self.architecture_type}; set it to false")
+        enable = getattr(self.model, "activation_checkpointing_enable", None)  # its older name is deprecated
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    @torch.no_grad()
+    def resize_embeddings(self, vocab_size: int) -> None:
+        """Grow or cut the embedding, and the head with it; new rows are the mean of the old ones."""
+        old = self.vocab_size
+        with quiet():
+            self.model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            if module is not None and vocab_size > old:
+                module.weight[old:] = module.weight[:old].mean(dim=0)
+
+
+class QwenAdapter(CausalLMAdapter):
+    """Qwen 2, 2.5 and 3: a linear head, and attention that follows restarting positions, both known beforehand."""
+
+    architecture_type = "qwen"
+    head_is_linear = True
+    packs = True
+
+
+ADAPTERS: dict[str, type[CausalLMAdapter]] = {
+    "qwen2": QwenAdapter,
+    "qwen3": QwenAdapter,
+}
+
+
+def adapter_for(model_type: str) -> type[CausalLMAdapter]:
+    """The adapter class for a `model_type` of transformers."""
+    return ADAPTERS.get(model_type, CausalLMAdapter)
+
+
+def architecture_type_of(model_type: str) -> str:
+    """The registry's word for a `model_type` of transformers: `qwen` for the Qwen family, else the type itself."""
+    return adapter_for(model_type).architecture_type or model_type
+
+
+# Documents in one window
+
+
+def first(output: Any) -> Tensor:
+    """The last hidden state of a base model's output, or the logits of a language model's."""
+    tensor: Tensor = output[0]
+    return tensor
+
+
+def restarted_positions(segments_BT: Tensor) -> Tensor:
+    """Position ids that begin at 0 in every segment, positions_BT. transformers takes a jump for a new document."""
+    index_BT = torch.arange(segments_BT.size(1), device=segments_BT.device).expand_as(segments_BT)
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return index_BT - torch.where(begins_BT, index_BT, 0).cummax(dim=1).values
+
+
+def in_rows(module: nn.Module, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
+    """The first output of `module` with every document in a row of its own: slower, and right for any causal model."""
+    begins_BT = restarted_positions(segments_BT) == 0
+    starts_R = begins_BT.flatten().nonzero().flatten()
+    lengths_R = torch.diff(starts_R, append=starts_R.new_tensor([ids_BT.numel()]))
+    ids_RT = pad_sequence(list(ids_BT.flatten().split(lengths_R.tolist())), batch_first=True)
+    real_RT = torch.arange(ids_RT.size(1), device=ids_RT.device) < lengths_R[:, None]
+    return first(module(input_ids=ids_RT, use_cache=False))[real_RT].unflatten(0, ids_BT.shape)
+
+
+@torch.no_grad()
+def has_linear_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are `get_output_embeddings()` of the base model's output and nothing else, by trying it."""
+    head = model.get_output_embeddings()
+    settings = model.config.get_text_config().to_dict()
+    capped = any(value is not None for key, value in settings.items() if "softcap" in key or "soft_cap" in key)
+    if type(head) is not nn.Linear or model.base_model is model or capped:
+        return False
+    with evaluating(model):
+        ids_BT = torch.arange(4, device=head.weight.device)[None]
+        hidden_BTD = first(model.base_model(input_ids=ids_BT, use_cache=False))
+        logits_BTV = first(model(input_ids=ids_BT, use_cache=False)).float()
+        if hidden_BTD.size(-1) != head.in_features:
+            return False
+        return bool(torch.allclose(head(hidden_BTD).float(), logits_BTV, rtol=1e-5, atol=0.0))
+
+
+@torch.no_grad()
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Whether restarting position ids keep two documents apart, by trying it: the second comes out as if alone."""
+    device = model.get_input_embeddings().weight.device
+    ids_BT = torch.arange(8, device=device)[None]
+    positions_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
+    with evaluating(model):
+        try:
+            packed = first(model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False))[:, 4:].float()
+        except TypeError:  # the model knows no position ids
+            return False
+        alone = first(model(input_ids=ids_BT[:, 4:], use_cache=False)).float()
+        mixed = first(model(input_ids=ids_BT, use_cache=False))[:, 4:].float()
+    leak, difference = (mixed - alone).norm(), (packed - alone).norm()
+    return bool(difference <= 0.1 * leak)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout for the length of the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

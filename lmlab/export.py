@@ -1,0 +1,240 @@
+"""A checkpoint to a registered model: the Hugging Face layout, a model card, an entry with its lineage.
+
+What it writes loads with plain `AutoModelForCausalLM.from_pretrained` where the architecture is one of transformers; a
+custom Transformer has the same folder shape and loads with lmlab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmlab import checkpoint
+from lmlab.checkpoint import Checkpoint
+from lmlab.errors import CheckpointError, RegistryError
+from lmlab.events import Event, now, number, read
+from lmlab.files import describe_os_error, read_json, remove_tree, sha256_file, temporary_sibling, write_atomic
+from lmlab.origins import LICENSE_FILE, TOKENIZER_FILES
+from lmlab.registry import Entry, FileInfo, Registry, check_name
+from lmlab.words import count, one_line
+
+CARD = "README.md"
+MODEL_FILES = ("config.json", "model.safetensors")
+
+
+def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Path | str | None = None) -> Entry:
+    """Make the model of a checkpoint a model of the registry. The checkpoint stays as it is.
+
+    Raises CheckpointError where it does not verify, RegistryError on a bad or taken name and where the disk refuses.
+    """
+    registry = Registry(models_dir)
+    if check_name(name) in registry.names():
+        raise RegistryError(f"a model {name!r} is registered already; choose another name")
+    saved = checkpoint.load(checkpoint_folder)
+    with staged(registry, name) as folder:
+        copy_model(saved, folder)
+        ancestor = nearest_ancestor(registry, saved)
+        if ancestor is not None:
+            copy_beside(registry.models_dir / ancestor.local_path, folder)
+        files = {
+            path.name: FileInfo(size=path.stat().st_size, sha256=sha256_file(path)) for path in sorted(folder.iterdir())
+        }
+        refuse_altered(saved, files)
+        entry = entry_of(saved, name, files, ancestor)
+        write_atomic(folder / CARD, card(entry, saved, hub_base(registry, entry)).encode())
+        registry.admit(folder, entry)
+    return entry
+
+
+@contextlib.contextmanager
+def staged(registry: Registry, name: str) -> Iterator[Path]:
+    """A hidden folder beside the models, gone at the end unless it was admitted. Raises RegistryError for the disk."""
+    folder = temporary_sibling(registry.models_dir / name)
+    try:
+        registry.models_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        raise RegistryError(
+            f"cannot write the model {name!r} to {registry.models_dir}: {describe_os_error(error)}; free some space, or "
+            "choose another --models-dir"
+        ) from error
+    finally:
+        remove_tree(folder)
+
+
+def copy_model(saved: Checkpoint, folder: Path) -> None:
+    """Copy config, weights and tokenizer out of a checkpoint, flat into `folder`. Raises OSError."""
+    for name in MODEL_FILES:
+        shutil.copyfile(saved.folder / name, folder / name)
+    for name in TOKENIZER_FILES:
+        if (saved.folder / "tokenizer" / name).is_file():
+            shutil.copyfile(saved.folder / "tokenizer" / name, folder / name)
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Take the licence and the settings for generation from the model that this one comes from. Raises OSError."""
+    if not source.is_dir():
+        return
+    for path in sorted(source.iterdir()):
+        wanted = path.name == "generation_config.json" or LICENSE_FILE.fullmatch(path.name)
+        if wanted and path.is_file() and not path.is_symlink():
+            shutil.copyfile(path, folder / path.name)
+
+
+def refuse_altered(saved: Checkpoint, files: dict[str, FileInfo]) -> None:
+    """Compare the copies of the model's files with the checkpoint's manifest. Raises CheckpointError."""
+    listed = read_json(saved.folder / checkpoint.MANIFEST)["files"]
+    for name in MODEL_FILES:
+        if listed.get(name, {}).get("sha256") != files[name].sha256:
+            raise CheckpointError(f"{saved.folder / name} changed while it was copied; register the checkpoint again")
+
+
+def nearest_ancestor(registry: Registry, saved: Checkpoint) -> Entry | None:
+    """The newest ancestor of a checkpoint that is still registered and sound."""
+    known = {entry.model_name: entry for entry in registry.entries()}
+    names = [link.get("model_name") for link in saved.state.get("lineage") or []]
+    return next((known[name] for name in reversed(names) if name in known), None)
+
+
+def hub_base(registry: Registry, entry: Entry) -> str | None:
+    """The hub id that the model comes from in the end, where one of its ancestors was imported from there."""
+    known = {other.model_name: other for other in registry.entries()}
+    for link in entry.lineage:
+        ancestor = known.get(link.model_name or "")
+        if ancestor is not None and ancestor.source == "huggingface":
+            return ancestor.model_id
+    return None
+
+
+def entry_of(saved: Checkpoint, name: str, files: dict[str, FileInfo], ancestor: Entry | None) -> Entry:
+    """The registry's entry for a checkpoint. Raises CheckpointError where its state does not say what is needed."""
+    state, model = saved.state, saved.state.get("model") or {}
+    tuned = state.get("fine_tuned_from") is not None
+    try:
+        return Entry(
+            model_name=name,
+            model_id=model.get("model_id"),
+            source="fine-tuned" if tuned else "custom",
+            architecture_type=model["architecture_type"],
+            local_path=name,
+            files=files,
+            license=ancestor.license if ancestor is not None else None,
+            n_parameters=model["n_parameters"],
+            size_bytes=sum(info.size for info in files.values()),
+            created_at=now(),
+            fine_tuned_from=state.get("fine_tuned_from"),
+            fine_tuning_started_at=state.get("fine_tuning_started_at"),
+            lineage=tuple(state.get("lineage") or ()),
+            run_id=state.get("run_id"),
+            step=saved.step,
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{saved.folder / 'state.json'} does not say what model it is ({one_line(error, 80)}); use a checkpoint of a run"
+        ) from error
+
+
+# The model card
+
+
+def card(entry: Entry, saved: Checkpoint, base: str | None) -> str:
+    """The text of README.md: what the hub reads at its head, then data, losses, lineage and config for people.
+
+    What comes from files of others is escaped: nothing in a card is taken for HTML, a link or a heading.
+    """
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lmlab"]}
+    if entry.license:
+        head["license"] = entry.license
+    if base:
+        head["base_model"] = base
+    origin = f"a fine-tune of `{entry.fine_tuned_from}`" if entry.fine_tuned_from else "trained from scratch"
+    loads = (
+        "`lmlab.load_adapter(folder)`"
+        if entry.architecture_type == "custom-transformer"
+        else "`AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)`"
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {entry.model_name}",
+        f"A causal language model of type `{entry.architecture_type}` with {count(entry.n_parameters)} parameters, {origin} "
+        f"with lmlab: the weights after step {entry.step} of run `{entry.run_id}`. Load it with {loads}.",
+        "## Data\n\n" + facts(data_facts(saved.state)),
+        "## Losses\n\n" + facts(loss_facts(saved)),
+        "## Lineage\n\n" + lineage(entry),
+        "## Licence\n\n" + (escaped(entry.license) + ", inherited" if entry.license else "Not stated."),
+        "## Config\n\n" + fenced(yaml.safe_dump(saved.state.get("config", {}), sort_keys=False, allow_unicode=True)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(value: Any) -> str:
+    """A value as one line of Markdown that can be nothing but text."""
+    line = html.escape(one_line(value, 200))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+!|~" else c for c in line)
+
+
+def fenced(text: str) -> str:
+    """Text as a block of code, whatever it holds."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
+
+
+def facts(pairs: list[tuple[str, Any]]) -> str:
+    """Facts as a list; those that are not known are left out."""
+    lines = [f"- {label}: {escaped(value)}" for label, value in pairs if value is not None]
+    return "\n".join(lines) or "Not recorded."
+
+
+def data_facts(state: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What the model was trained on. Of a path only the file's name: where it lies is nobody's business."""
+    data = state.get("data") or {}
+    path = data.get("path")
+    return [
+        ("text", Path(path).name if isinstance(path, str) else "the built-in storybook"),
+        ("sha256", data.get("sha256")),
+        ("tokens", data.get("n_tokens")),
+        ("of them for training", data.get("n_train")),
+        ("of them for validation", data.get("n_val")),
+        ("tokenizer", state.get("tokenizer")),
+    ]
+
+
+def loss_facts(saved: Checkpoint) -> list[tuple[str, Any]]:
+    """First and last losses up to the checkpoint's step from the run's log, and the best one it remembers."""
+    events = [e for e in read(saved.folder.parent.parent / "log.jsonl") if e.get("run_id") == saved.state.get("run_id")]
+    pairs: list[tuple[str, Any]] = []
+    for event, key, label in (("step", "loss", "training loss"), ("eval", "val_loss", "validation loss")):
+        points = [e for e in events if e["event"] == event and at_most(e, saved.step) and key in e]
+        for when, point in zip(("first", "last"), (points[0], points[-1]) if points else (), strict=False):
+            pairs.append((f"{when} {label}", f"{number(point[key]):.4f} nats per token at step {point['step']}"))
+    best = saved.state.get("best_val_loss")
+    if isinstance(best, float) and math.isfinite(best):
+        pairs.append(("best validation loss", f"{best:.4f} nats per token"))
+    return pairs
+
+
+def at_most(event: Event, step: int) -> bool:
+    """Whether an event is of that step or an earlier one."""
+    return isinstance(event.get("step"), int) and event["step"] <= step
+
+
+def lineage(entry: Entry) -> str:
+    """The chain of models that led to this one, oldest first, as a numbered list."""
+    lines = []
+    for i, link in enumerate(entry.lineage, start=1):
+        taken = f"step {link.step} of run {escaped(link.run_id)}" if link.run_id else "its own weights"
+        lines.append(f"{i}. {escaped(link.model_name or 'a new model')}: {taken}")
+    lines.append(f"{len(lines) + 1}. {escaped(entry.model_name)}: step {entry.step} of run {escaped(entry.run_id)}")
+    if entry.fine_tuning_started_at:
+        lines.append(f"\nFine-tuning started at {escaped(entry.fine_tuning_started_at)}.")
+    return "\n".join(lines)

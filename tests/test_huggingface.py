@@ -1,0 +1,500 @@
+"""Adapters of Hugging Face models against transformers' own numbers, and against folders that mean harm."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from lmlab.adapters.huggingface import CausalLMAdapter, QwenAdapter, adapter_for, architecture_type_of, in_rows
+from lmlab.errors import CheckpointError, ConfigError
+from lmlab.files import sha256_file
+from lmlab.generate import SamplingSettings, generate
+
+CORE = ["qwen2", "qwen3", "llama", "gpt2"]
+OTHERS = {  # families whose head, positions or cache differ from the core's
+    "mistral": {},
+    "gemma2": {"head_dim": 16},
+    "phi3": {"pad_token_id": 0},
+    "opt": {"word_embed_proj_dim": 32},
+    "bloom": {},
+    "cohere": {"logit_scale": 0.25},
+    "mixtral": {},
+    "mamba": {},
+}
+END = 0  # the id of end-of-text in the tiny tokenizer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of every family."""
+    root = tmp_path_factory.mktemp("tiny")
+    logging.set_verbosity_error()
+    families = {**{key: {} for key in CORE}, **OTHERS}
+    return {name: tiny_models.make(root / name, name, **changes) for name, changes in families.items()}
+
+
+def load(folder: Path, dtype: torch.dtype | None = None) -> CausalLMAdapter:
+    """The adapter for a folder, as `lmlab.loading` chooses it."""
+    return adapter_for(json.loads((folder / "config.json").read_text())["model_type"]).load(folder, dtype)
+
+
+def batch(seed: int = 1, rows: int = 2, length: int = 25) -> tuple[Tensor, Tensor]:
+    """Random inputs and targets without end-of-text, and a target that is not counted."""
+    ids_BT = torch.randint(1, tiny_models.VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    targets_BT = ids_BT[:, 1:].clone()
+    targets_BT[0, 3] = -100
+    return ids_BT[:, :-1].contiguous(), targets_BT
+
+
+@pytest.mark.parametrize("family", CORE)
+def test_logits_and_loss_equal_those_of_transformers(folders: dict[str, Path], family: str) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(folders[family])
+    adapter = load(folders[family])
+    inputs_BT, targets_BT = batch()
+    with torch.no_grad():
+        expected_BTV = reference(input_ids=inputs_BT).logits
+        assert torch.equal(adapter.logits(inputs_BT), expected_BTV)
+        whole = reference(input_ids=inputs_BT, labels=inputs_BT, shift_labels=targets_BT).loss
+        torch.testing.assert_close(adapter.loss(inputs_BT, targets_BT), whole, rtol=1e-6, atol=1e-6)
+        counted = (targets_BT != -100).sum()
+        torch.testing.assert_close(adapter.loss(inputs_BT, targets_BT, "sum"), whole * counted, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CORE)
+def test_the_loss_is_the_same_in_chunks(folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = load(folders[family])
+    inputs_BT, targets_BT = batch()
+
+    def loss_and_gradient() -> tuple[Tensor, list[Tensor]]:
+        adapter.zero_grad()
+        loss = adapter.loss(inputs_BT, targets_BT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), [parameter.grad.clone() for parameter in adapter.parameters()]  # type: ignore[union-attr]
+
+    whole, whole_gradients = loss_and_gradient()
+    monkeypatch.setattr("lmlab.adapters.base.CHUNK_ELEMENTS", 7 * adapter.vocab_size)
+    chunked, chunked_gradients = loss_and_gradient()
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+    for one, other in zip(chunked_gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", CORE)
+def test_gradients_reach_every_parameter_and_equal_those_of_transformers(folders: dict[str, Path], family: str) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(folders[family])
+    adapter = load(folders[family])
+    inputs_BT, targets_BT = batch()
+    reference(input_ids=inputs_BT, labels=inputs_BT, shift_labels=targets_BT).loss.backward()
+    adapter.loss(inputs_BT, targets_BT).backward()  # type: ignore[no-untyped-call]
+    expected = dict(reference.named_parameters())
+    for name, parameter in adapter.model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_other_families_compute_what_transformers_computes(folders: dict[str, Path], family: str) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(folders[family]).eval()
+    adapter = load(folders[family])
+    inputs_BT, targets_BT = batch()
+    with torch.no_grad():
+        expected_BTV = reference(input_ids=inputs_BT).logits
+        expected = torch.nn.functional.cross_entropy(expected_BTV.flatten(0, 1), targets_BT.flatten())
+        torch.testing.assert_close(adapter.logits(inputs_BT), expected_BTV, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(adapter.loss(inputs_BT, targets_BT), expected, rtol=1e-5, atol=1e-5)
+    assert adapter.head_is_linear == (family not in ("gemma2", "cohere"))
+    assert adapter.architecture_type == family
+
+
+@pytest.mark.parametrize("family", [*CORE, *OTHERS])
+def test_the_cache_gives_the_logits_of_the_whole_text(folders: dict[str, Path], family: str) -> None:
+    adapter = load(folders[family])
+    ids_BT, _ = batch(length=15)
+    cache = adapter.new_cache(2)
+    with torch.no_grad():
+        parts = [adapter.logits(part_BT, cache) for part_BT in ids_BT.split([6, 1, 3, 1, 3], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), adapter.logits(ids_BT), rtol=1e-4, atol=1e-4)
+    settings = SamplingSettings(max_new_tokens=5, temperature=0.0)
+    assert torch.equal(generate(adapter, ids_BT, settings), generate(adapter, ids_BT, settings, use_cache=False))
+
+
+@pytest.mark.parametrize("family", [*CORE, *OTHERS])
+def test_no_document_sees_another(folders: dict[str, Path], family: str) -> None:
+    adapter = load(folders[family])
+    adapter.end_of_text_id = END
+    ids_BT, targets_BT = batch()
+    ids_BT[0, 7] = END
+    ids_BT[1, 3] = ids_BT[1, 4] = ids_BT[1, 15] = END
+    changed_BT = ids_BT.clone()
+    changed_BT[0, 2], changed_BT[1, 1], changed_BT[1, 9] = 99, 99, 99
+    with torch.no_grad():
+        before_BTV, after_BTV = adapter.logits(ids_BT), adapter.logits(changed_BT)
+        moved_BT = (before_BTV - after_BTV).abs().amax(dim=-1) > 1e-4
+        assert moved_BT[0, 2:8].all()
+        assert moved_BT[1, 9:16].all()
+        assert not moved_BT[0, 8:].any()
+        assert not moved_BT[1, 4:9].any()
+        assert not moved_BT[1, 16:].any()
+        # each document computes what it computes alone
+        torch.testing.assert_close(before_BTV[:1, 8:], adapter.logits(ids_BT[:1, 8:]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(before_BTV[1:, 16:], adapter.logits(ids_BT[1:, 16:]), rtol=1e-4, atol=1e-4)
+        expected = torch.nn.functional.cross_entropy(before_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        torch.testing.assert_close(adapter.loss(ids_BT, targets_BT), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_windows_and_rows_of_documents_agree(folders: dict[str, Path]) -> None:
+    adapter = load(folders["qwen2"])
+    adapter.end_of_text_id = END
+    ids_BT, _ = batch()
+    ids_BT[0, 5] = ids_BT[0, 0] = ids_BT[1, -1] = END
+    segments_BT = adapter.segments(ids_BT)
+    assert segments_BT is not None
+    with torch.no_grad():
+        rows_BTV = in_rows(adapter.model, ids_BT, segments_BT)
+        torch.testing.assert_close(adapter.logits(ids_BT), rows_BTV, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_of_one_document_takes_the_plain_path(folders: dict[str, Path]) -> None:
+    adapter = load(folders["qwen2"])
+    ids_BT, _ = batch()
+    ids_BT[:, -1] = END
+    with torch.no_grad():
+        plain_BTV = adapter.logits(ids_BT)
+        adapter.end_of_text_id = END
+        assert torch.equal(adapter.logits(ids_BT), plain_BTV)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_tied_weights_stay_tied_through_save_and_load(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
+    adapter = load(folders[family])
+    names = [name for name in adapter.tensors() if "lm_head" in name]
+    assert names == []
+    adapter.save(tmp_path)
+    again = load(tmp_path)
+    assert again.model.get_input_embeddings().weight is again.model.get_output_embeddings().weight
+    fresh = load(folders[family])
+    fresh.load_tensors({name: tensor + 1 for name, tensor in adapter.tensors().items()})
+    assert fresh.model.get_input_embeddings().weight is fresh.model.get_output_embeddings().weight
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        assert torch.equal(
+            AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids_BT).logits, adapter.logits(ids_BT)
+        )
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+def test_save_and_load_keep_every_weight(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
+    adapter = load(folders[family])
+    adapter.save(tmp_path)
+    again = load(tmp_path).tensors()
+    assert again.keys() == adapter.tensors().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.tensors().items())
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["model.safetensors"]
+
+
+def test_sharded_weights_load(folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = load(folders["llama"])
+    adapter.model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    again = load(tmp_path).tensors()
+    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.tensors().items())
+
+
+def test_describe_says_what_the_log_needs(folders: dict[str, Path]) -> None:
+    adapter = load(folders["qwen2"], torch.bfloat16)
+    description = adapter.describe()
+    assert description["architecture_type"] == "qwen"
+    assert description["n_parameters"] == sum(p.numel() for p in adapter.parameters())
+    assert description["size_bytes"] == 2 * description["n_parameters"]
+    assert description["hidden_size"] == 32
+    assert description["num_hidden_layers"] == 2
+    json.dumps(description)
+    json.dumps(adapter.architecture())
+    assert adapter.attention_shape() == (2, 32)
+    assert adapter.max_positions == 128
+
+
+def test_qwen_is_one_line_in_the_table_of_adapters() -> None:
+    assert adapter_for("qwen2") is adapter_for("qwen3") is QwenAdapter
+    assert adapter_for("llama") is CausalLMAdapter
+    assert [architecture_type_of(name) for name in ("qwen2", "qwen3", "llama", "gpt2")] == [
+        "qwen",
+        "qwen",
+        "llama",
+        "gpt2",
+    ]
+
+
+def test_activation_checkpointing_changes_no_number_and_keeps_less(folders: dict[str, Path]) -> None:
+    inputs_BT, targets_BT = batch()
+
+    def run(checkpointing: bool) -> tuple[Tensor, list[Tensor], int]:
+        adapter = load(folders["qwen2"]).train()
+        if checkpointing:
+            adapter.enable_activation_checkpointing()
+        kept = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = adapter.loss(inputs_BT, targets_BT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), [parameter.grad for parameter in adapter.parameters()], kept  # type: ignore[misc]
+
+    plain, plain_gradients, plain_kept = run(False)
+    checked, checked_gradients, checked_kept = run(True)
+    assert torch.equal(plain, checked)
+    assert all(torch.equal(a, b) for a, b in zip(plain_gradients, checked_gradients, strict=True))
+    assert checked_kept < plain_kept / 2
+
+
+def test_dropout_of_the_model_is_kept_and_off_in_evaluation(folders: dict[str, Path]) -> None:
+    adapter = load(folders["gpt2"])  # its config drops a tenth
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        assert torch.equal(adapter.logits(ids_BT), adapter.logits(ids_BT))
+        adapter.train()
+        assert not torch.equal(adapter.logits(ids_BT), adapter.logits(ids_BT))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_resized_embeddings_keep_the_old_rows_and_their_tie(folders: dict[str, Path], family: str) -> None:
+    adapter = load(folders[family])
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        before_BTV = adapter.logits(ids_BT)
+        old_VD = adapter.model.get_input_embeddings().weight.clone()
+        adapter.resize_embeddings(adapter.vocab_size + 5)
+        assert adapter.vocab_size == tiny_models.VOCABULARY + 5
+        after_BTV = adapter.logits(ids_BT)
+        torch.testing.assert_close(after_BTV[..., :-5], before_BTV)
+        new_VD = adapter.model.get_input_embeddings().weight[-5:]
+        torch.testing.assert_close(new_VD, old_VD.mean(dim=0).expand(5, -1))
+    tied = adapter.model.get_input_embeddings().weight is adapter.model.get_output_embeddings().weight
+    assert tied == (family == "qwen2")
+    assert adapter.architecture()["vocab_size"] == adapter.vocab_size
+
+
+def test_the_inside_of_a_model_can_be_looked_at(folders: dict[str, Path]) -> None:
+    for family in CORE:
+        adapter = load(folders[family])
+        ids_BT, _ = batch()
+        with torch.no_grad():
+            states = adapter.hidden_states(ids_BT)
+            assert [tuple(x_BTD.shape) for x_BTD in states] == [(2, 24, 32)] * 3
+            torch.testing.assert_close(adapter.unembed(states[-1]), adapter.logits(ids_BT), rtol=1e-5, atol=1e-5)
+            logits_BTV = adapter.logits(ids_BT)
+            for probabilities_BHTT in adapter.attentions(ids_BT):
+                assert probabilities_BHTT.shape == (2, 4, 24, 24)
+                torch.testing.assert_close(probabilities_BHTT.sum(-1), torch.ones(2, 4, 24))
+            assert torch.equal(adapter.logits(ids_BT), logits_BTV)
+
+
+MEMORY = """
+import resource
+import sys
+from pathlib import Path
+import torch
+from lmlab.adapters.huggingface import adapter_for
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+before = anonymous()
+adapter = adapter_for("qwen2").load(Path(sys.argv[1]))
+adapter.logits(torch.arange(4)[None])
+print(anonymous() - before, sum(p.numel() * p.element_size() for p in adapter.parameters()))
+del adapter
+large = adapter_for("qwen2").load(Path(sys.argv[2]))
+ids_BT = torch.arange(1024)[None] % 500
+large.loss(ids_BT[:, :64], ids_BT[:, :64]).backward()  # what the first call of any size costs
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+large.loss(ids_BT, ids_BT).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory by /proc")
+def test_weights_are_mapped_and_the_loss_never_holds_all_logits(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 4}
+    folders = [tiny_models.make(tmp_path / "a", **wide), tiny_models.make(tmp_path / "b", vocab_size=151_936)]
+    command = [sys.executable, "-c", MEMORY, *map(str, folders)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    mapped, size, peak = map(int, output)
+    assert size > 50e6
+    assert mapped < 0.5 * size  # a copy would be the whole size
+    all_logits = 1024 * 151_936 * 4
+    assert peak < 0.7 * all_logits  # with them there would be their gradient, too
+
+
+def test_training_leaves_the_mapped_file_alone(folder: Path) -> None:
+    digest = sha256_file(folder / "model.safetensors")
+    adapter = load(folder)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(1.0)
+    assert sha256_file(folder / "model.safetensors") == digest
+
+
+# Folders that are damaged or mean harm
+
+
+def rewrite(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    """Change values of a JSON file."""
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**values, **changes}))
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny Qwen 2 that a test may spoil."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in folders["qwen2"].iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "secret"}, "model_type 'secret', which this transformers does not ship"),
+        ({"model_type": None}, "model_type None"),
+        ({"model_type": "vit"}, "no causal language model"),
+        ({"model_type": "bart"}, "no causal language model"),
+        ({"hidden_size": 31}, "json|fit"),
+        ({"hidden_size": "big"}, "no sound config|no working model"),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "asks for more than 1024 num_hidden_layers"),
+        ({"text_config": {"n_layer": 10**9}}, "asks for more than 1024 n_layer"),
+        ({"num_hidden_layers": 1000, "layer_types": None}, "holds 26 tensors, its config.json describes 1000 layers"),
+        ({"num_hidden_layers": 3}, "json|lack"),
+        ({"vocab_size": 10**9}, "describes 32,[0-9,]+ weights, the files hold 2"),
+        ({"hidden_size": 10**6}, "describes [0-9,]+ weights"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized weights"),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_is_one_clear_line(folder: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(folder, **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_nothing_that_a_config_names_is_run_or_read(folder: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    code = f"open({str(trap)!r}, 'w').close()\n"
+    for name in ("modeling_evil.py", "configuration_evil.py", "tokenization_evil.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere", "peft_type": "LORA"}')
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch trap'\ntR.")
+    expected = load(folder).logits(torch.arange(9)[None])
+    auto_map = {"AutoConfig": "configuration_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
+    rewrite(
+        folder,
+        auto_map=auto_map,
+        transformers_weights="pytorch_model.bin",
+        attn_implementation="someone/kernel",
+        _attn_implementation_internal="someone/kernel",
+        fusion_config={"patch_embeddings": True},
+        custom_pipelines={"text-generation": {"impl": "modeling_evil.P"}},
+    )
+    assert torch.equal(load(folder).logits(torch.arange(9)[None]), expected)
+    assert not trap.exists()
+
+
+def header(entries: dict[str, Any], size: int | None = None, data: bytes = b"\0" * 64) -> bytes:
+    """A safetensors file with a header of one's choice."""
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + data
+
+
+F32 = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
+LIES: dict[str, bytes] = {
+    "empty": b"",
+    "short": b"\1\2\3",
+    "only a size": struct.pack("<Q", 8),
+    "size beyond the file": header({"a": F32}, size=1 << 20),
+    "enormous size": header({"a": F32}, size=(1 << 64) - 1),
+    "no JSON": struct.pack("<Q", 4) + b"\xff\xfe{{" + b"\0" * 64,
+    "a list": struct.pack("<Q", 2) + b"[]",
+    "offsets beyond the file": header({"a": {**F32, "data_offsets": [0, 1 << 40], "shape": [1 << 38]}}),
+    "negative offsets": header({"a": {**F32, "data_offsets": [-64, 0]}}),
+    "offsets backwards": header({"a": {**F32, "data_offsets": [64, 0]}}),
+    "overlap": header({"a": F32, "b": F32}),
+    "hole": header({"a": {**F32, "shape": [2, 4], "data_offsets": [32, 64]}}),
+    "shape too large": header({"a": {**F32, "shape": [1 << 40, 1 << 40]}}),
+    "shape overflows": header({"a": {**F32, "shape": [1 << 62, 8]}}),
+    "negative shape": header({"a": {**F32, "shape": [-4, -4]}}),
+    "unknown dtype": header({"a": {**F32, "dtype": "PICKLE"}}),
+    "no dtype": header({"a": {"shape": [4, 4], "data_offsets": [0, 64]}}),
+    "trailing bytes": header({"a": F32}, data=b"\0" * 80),
+    "a pickle": b"\x80\x04\x95\x1b\x00\x00\x00\x00\x00\x00\x00cposix\nsystem\n",
+    "another model": header({"a": F32}),
+}
+
+
+@pytest.mark.parametrize("name", list(LIES))
+def test_a_safetensors_file_that_lies_is_refused(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").write_bytes(LIES[name])
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"a": "../model.safetensors"},
+        {"a": "/etc/passwd"},
+        {"a": "x.bin"},
+        {"a": 3},
+        {},
+        [],
+        None,
+        {"a": "a\0.safetensors"},
+    ],
+    ids=repr,
+)
+def test_an_index_names_only_safetensors_files_beside_it(folder: Path, mapping: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapping}))
+    with pytest.raises(CheckpointError, match="names no safetensors files beside it"):
+        load(folder)
+
+
+def test_missing_and_huge_files_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
+        load(folder)
+    with open(folder / "model.safetensors.index.json", "wb") as file:
+        file.truncate(1 << 40)  # a terabyte, of which the disk holds nothing
+    with pytest.raises(CheckpointError, match="larger than 32 MB"):
+        load(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="not JSON"):
+        adapter_for("qwen2").load(folder)
+
+
+def test_a_model_that_cannot_checkpoint_activations_says_so(folders: dict[str, Path]) -> None:
+    adapter = load(folders["qwen2"])
+    adapter.model.supports_gradient_checkpointing = False
+    with pytest.raises(ConfigError, match="activation_checkpointing does not work with qwen"):
+        adapter.enable_activation_checkpointing()

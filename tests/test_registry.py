@@ -1,0 +1,371 @@
+"""The registry: names, entries, concurrent writers, hostile content, and what its tables say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlab.catalogue import render_info, render_list
+from lmlab.errors import ModelNotFound, RegistryError
+from lmlab.files import sha256_file
+from lmlab.registry import Entry, FileInfo, Registry, check_name, default_models_dir
+
+HOSTILE_NAMES = [
+    "..",
+    ".",
+    "",
+    "/etc",
+    "a/b",
+    "..\\x",
+    "a\0b",
+    "-x",
+    ".x",
+    "A",
+    "ä",
+    "a b",
+    "a\n",
+    "x" * 65,
+    "registry.json",
+]
+
+
+def register(registry: Registry, name: str, **fields: Any) -> Entry:
+    """A model of one small file, with its entry."""
+    folder = registry.models_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(name.encode() * 10)
+    values: dict[str, Any] = {
+        "model_name": name,
+        "source": "local",
+        "architecture_type": "qwen",
+        "local_path": name,
+        "n_parameters": 1234,
+        "size_bytes": 10 * len(name),
+        "files": {
+            "model.safetensors": FileInfo(
+                size=10 * len(name), sha256=sha256_file(folder / "model.safetensors")
+            ).model_dump()
+        },
+        **fields,
+    }
+    entry = Entry.model_validate(values)
+    registry.add(entry)
+    return entry
+
+
+def family(registry: Registry) -> None:
+    """base, and a chain of two fine-tunes below it, and one on its own."""
+    register(registry, "base", model_id="Qwen/Qwen2.5-0.5B", source="huggingface", revision="a" * 40, license="mit")
+    link = {"model_name": "base", "run_id": None, "step": None}
+    register(registry, "child", source="fine-tuned", fine_tuned_from="base", lineage=[link], run_id="run-1", step=20)
+    chain = registry.lineage("child")
+    register(
+        registry, "grandchild", source="fine-tuned", fine_tuned_from="child", lineage=chain, run_id="run-2", step=7
+    )
+    register(registry, "other")
+
+
+def test_an_entry_comes_back_as_it_was_added(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    entry = register(registry, "tiny", revision="0" * 40, license="apache-2.0")
+    assert Registry(tmp_path / "models").get("tiny") == entry
+    assert registry.names() == ["tiny"]
+    assert registry.path("tiny") == tmp_path / "models" / "tiny"
+    assert json.loads(registry.file.read_text())["version"] == 1
+    with pytest.raises(RegistryError, match="registered already"):
+        registry.add(entry)
+    registry.add(entry.model_copy(update={"license": "mit"}), replace=True)
+    assert registry.get("tiny").license == "mit"
+
+
+def test_fields_of_a_newer_lmlab_survive_a_write(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "tiny", stars=5)
+    register(registry, "other")
+    assert json.loads(registry.file.read_text())["models"]["tiny"]["stars"] == 5
+
+
+def test_a_missing_model_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with pytest.raises(ModelNotFound, match="none yet: get one with `import-model"):
+        registry.get("qwen")
+    register(registry, "tiny")
+    with pytest.raises(ModelNotFound, match=r"no model 'qwen' in .*registry\.json; there are: tiny"):
+        registry.path("qwen")
+
+
+def test_missing_and_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[3] ^= 1
+    weights.write_bytes(content)
+    assert registry.path("tiny") == tmp_path / "tiny"
+    with pytest.raises(RegistryError, match=r"model\.safetensors is damaged.*validate-registry"):
+        registry.verify("tiny")
+    weights.write_bytes(content[:-1])
+    with pytest.raises(RegistryError, match=r"damaged: 39 bytes, not 40"):
+        registry.path("tiny")
+    weights.unlink()
+    with pytest.raises(RegistryError, match=r"missing; import it again or run `validate-registry`"):
+        registry.path("tiny")
+
+
+def test_ancestry_is_read_in_both_directions(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    family(registry)
+    assert registry.ancestors("grandchild") == ["base", "child"]
+    assert registry.descendants("base") == ["child", "grandchild"]
+    assert registry.descendants("grandchild") == []
+    assert registry.lineage("grandchild")[-1] == {"model_name": "grandchild", "run_id": "run-2", "step": 7}
+
+
+def test_delete_refuses_an_ancestor_and_frees_the_disk(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    family(registry)
+    with pytest.raises(RegistryError, match="child, grandchild come from 'base'; delete them first, or use --force"):
+        registry.remove("base")
+    assert (tmp_path / "base").is_dir()
+    assert registry.names()[0] == "base"
+    assert registry.remove("grandchild") == 100
+    assert not (tmp_path / "grandchild").exists()
+    registry.remove("base", force=True)
+    assert registry.names() == ["child", "other"]
+    assert registry.ancestors("child") == ["base"]
+    assert registry.validate() == []
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=repr)
+def test_hostile_names_are_refused(name: str) -> None:
+    with pytest.raises(RegistryError, match="cannot name a model"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("path", ["..", ".", "", "/tmp", "../victim", "a/../../victim", "a/b", "victim\0"], ids=repr)
+def test_an_entry_that_climbs_is_never_followed(tmp_path: Path, path: str) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("keep")
+    registry = Registry(tmp_path / "models")
+    register(registry, "good")
+    content = json.loads(registry.file.read_text())
+    content["models"]["evil"] = {**content["models"]["good"], "model_name": "evil", "local_path": path}
+    registry.file.write_text(json.dumps(content))
+    for forbidden in (registry.path, registry.remove, registry.get):
+        with pytest.raises(RegistryError, match=r"damaged.*validate-registry --fix"):
+            forbidden("evil")
+    assert "evil: damaged" in render_list(registry)
+    assert [p.name for p in registry.validate(fix=True)] == ["evil"]
+    assert registry.names() == ["good"]
+    assert (victim / "precious").read_text() == "keep"
+    assert registry.verify("good")
+
+
+def test_deleting_removes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    registry = Registry(tmp_path / "models")
+    register(registry, "tiny")
+    register(registry, "linked")
+    (registry.models_dir / "tiny" / "inner").symlink_to(victim)
+    for path in (registry.models_dir / "linked").iterdir():
+        path.rename(victim / path.name)
+    (registry.models_dir / "linked").rmdir()
+    (registry.models_dir / "linked").symlink_to(victim)
+    registry.remove("tiny")
+    registry.remove("linked")
+    assert os.listdir(victim) == ["model.safetensors"]
+    assert registry.names() == []
+    assert not (registry.models_dir / "linked").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"version": 1}', b"\xff\xfe", b'{"version": 1, "models": []}', b"[" * 100_000],
+    ids=lambda content: repr(content[:30]),
+)
+def test_a_damaged_registry_is_one_line_that_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    registry = Registry(tmp_path)
+    (tmp_path / "precious").mkdir()
+    registry.file.write_bytes(content)
+    for call in (registry.names, lambda: registry.validate(fix=True), lambda: render_list(registry)):
+        with pytest.raises(RegistryError, match=r"damaged .*; restore it from a copy, or move it away") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert registry.file.read_bytes() == content
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_registry_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.file.write_text('{"version": 2, "models": {}}')
+    with pytest.raises(RegistryError, match=r"version 2, this lmlab reads 1"):
+        registry.names()
+
+
+def test_validate_finds_everything_and_fix_leaves_a_clean_folder(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for name in ("sound", "gone", "half", "rotten"):
+        register(registry, name)
+    (tmp_path / "gone" / "model.safetensors").unlink()
+    (tmp_path / "gone").rmdir()
+    (tmp_path / "half" / "model.safetensors").unlink()
+    (tmp_path / "rotten" / "model.safetensors").write_bytes(b"x" * 60)
+    (tmp_path / "orphan").mkdir()
+    (tmp_path / ".partial-broken").mkdir()
+    (tmp_path / ".partial-active").mkdir()
+    (tmp_path / ".dead.tmp-999999999-0123abcd").mkdir()
+    (tmp_path / f".alive.tmp-{os.getpid()}-0123abcd").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    expected = {"gone", "half", "rotten", "orphan", ".partial-broken", ".dead.tmp-999999999-0123abcd"}
+    with registry.importing("active", timeout=1):
+        found = registry.validate()
+        assert {problem.name for problem in found} == expected
+        assert not any(problem.fixed for problem in found)
+        fixed = {problem.name: problem.fixed for problem in registry.validate(fix=True)}
+        assert fixed == {name: name != "rotten" for name in expected}
+        assert (tmp_path / ".partial-active").is_dir()
+    assert registry.names() == ["sound", "rotten"]
+    assert [problem.name for problem in registry.validate(fix=True)] == ["rotten", ".partial-active"]
+    left = {"sound", "rotten", "notes.txt", "registry.json", "registry.json.lock", f".alive.tmp-{os.getpid()}-0123abcd"}
+    assert set(os.listdir(tmp_path)) == left
+
+
+ADDER = """
+import sys
+from lmlab.registry import Entry, Registry
+registry = Registry(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(int(sys.argv[3])):
+    name = f"model-{sys.argv[2]}-{i}"
+    registry.add(Entry(model_name=name, source="local", architecture_type="qwen", local_path=name))
+assert "torch" not in sys.modules and "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
+"""
+
+
+def start_adder(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
+    """A process that waits for a line and then adds `count` entries."""
+    arguments = [sys.executable, "-c", ADDER, str(folder), str(number), str(count)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def go(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for every process to be ready and let all start at once."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process and close its pipes. Returns its exit status."""
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_sixteen_processes_adding_fifty_entries_leave_eight_hundred(tmp_path: Path) -> None:
+    processes = [start_adder(tmp_path, number, 50) for number in range(16)]
+    go(processes)
+    assert [finish(process) for process in processes] == [0] * 16
+    assert set(Registry(tmp_path).names()) == {f"model-{n}-{i}" for n in range(16) for i in range(50)}
+    assert set(os.listdir(tmp_path)) == {"registry.json", "registry.json.lock"}
+
+
+def test_a_kill_at_any_moment_leaves_a_registry_that_parses(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    processes = [start_adder(tmp_path, number, 100_000) for number in range(4)]
+    go(processes)
+    for process, delay in zip(processes, (0.05, 0.11, 0.03, 0.07), strict=True):
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert finish(process) == -signal.SIGKILL
+        assert len(registry.names()) == len(registry.entries())
+    assert registry.entries()
+    registry.validate(fix=True)
+    assert registry.names() == []
+    assert set(os.listdir(tmp_path)) == {"registry.json", "registry.json.lock"}
+
+
+def test_the_table_shows_lineage_as_a_tree_and_the_disk_used(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    assert "import-model builtin:tiny-qwen" in render_list(registry)
+    family(registry)
+    lines = render_list(registry).splitlines()
+    names = [line.split("qwen")[0].rstrip() for line in lines[1:5]]
+    assert names == ["base", "└─ child", "   └─ grandchild", "other"]
+    assert "Qwen/Qwen2.5-0.5B@aaaaaaa" in lines[1]
+    assert "mit" in lines[1]
+    assert lines[-1] == f"4 models, 240 B on disk in {tmp_path}"
+
+
+def test_models_that_name_each_other_as_parents_are_listed_once(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "hen", fine_tuned_from="egg")
+    register(registry, "egg", fine_tuned_from="hen")
+    register(registry, "self", fine_tuned_from="self")
+    lines = render_list(registry).splitlines()[1:]
+    assert sorted(line.split("qwen")[0].strip(" └─") for line in lines[:3]) == ["egg", "hen", "self"]
+    assert len(lines) == 4
+
+
+def test_info_tells_everything_about_a_model(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    family(registry)
+    (tmp_path / "models" / "child" / "config.json").write_text('{"model_type": "qwen2", "hidden_size": 896}')
+    (tmp_path / "models" / "child" / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    run = tmp_path / "runs" / "run-1"
+    run.mkdir(parents=True)
+    events = [
+        {"event": "run_start", "run_id": "run-1", "kind": "fine-tune"},
+        {"event": "eval", "step": 20, "val_loss": 1.5},
+        {"event": "run_end", "step": 20, "status": "completed"},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    info = render_info(registry, "child", tmp_path / "runs")
+    for title in ("Origin", "Architecture", "Tokenizer", "Licence", "Files", "Ancestors", "Descendants", "Runs"):
+        assert f"\n{title}\n" in info
+    assert registry.get("child").files["model.safetensors"].sha256 in info
+    assert "hidden_size  896" in info
+    assert "Qwen2Tokenizer" in info
+    assert "grandchild  from child" in info
+    assert "run-1  weights of step 20; fine-tune; val_loss 1.5000 at step 20; completed" in info
+    assert "base  its own weights" in info
+    assert "run-2  weights of step 7; its folder is not in" in render_info(registry, "grandchild", tmp_path / "runs")
+
+
+def test_nothing_in_an_entry_can_steer_the_terminal_or_leave_the_runs_folder(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "evil", model_id="\x1b[2Jx\u202ey\n", license="a\nb" * 200, run_id="../../etc", step=1)
+    for shown in (render_list(registry), render_info(registry, "evil", tmp_path / "runs")):
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "?[2Jx?y" in shown
+    assert "not a run's name" in render_info(registry, "evil", tmp_path / "runs")
+
+
+def test_the_models_folder_is_found_from_the_environment_or_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LMLAB_MODELS_DIR", raising=False)
+    monkeypatch.delenv("LMLAB_HOME", raising=False)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert default_models_dir() == tmp_path / "models"
+    monkeypatch.setenv("LMLAB_HOME", "/home/lab")
+    assert default_models_dir() == Path("/home/lab/models")
+    monkeypatch.setenv("LMLAB_MODELS_DIR", "/elsewhere")
+    assert default_models_dir() == Path("/elsewhere")

@@ -1,0 +1,81 @@
+"""Tiny random models in the real Hugging Face layout, with a byte-level BPE trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+END_OF_TEXT = "<|endoftext|>"
+SENTENCE = "the capital of France is Paris and a small boat went over the quiet sea to find old friends"
+VOCABULARY = 320  # 256 bytes, merges, one end-of-text
+
+
+def text(n_words: int = 2000) -> str:
+    """Words in a fixed order that repeats only late: enough to train a BPE and to fit a tiny model on."""
+    words = SENTENCE.split()
+    return " ".join(words[(i * i + i // 7) % len(words)] for i in range(n_words))
+
+
+def write_tokenizer(folder: Path, tokenizer_class: str = "Qwen2Tokenizer", vocabulary: int = VOCABULARY) -> int:
+    """Train a byte-level BPE and write its files. Returns the id of end-of-text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text()], trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"]))
+    settings = {"tokenizer_class": tokenizer_class, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    assert isinstance(end, int)
+    return end
+
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": {**SHAPE, "tie_word_embeddings": True},
+    "qwen3": {**SHAPE, "head_dim": 16, "tie_word_embeddings": False},
+    "llama": {**SHAPE, "tie_word_embeddings": False},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2},
+}
+TOKENIZER_CLASS = {"gpt2": "GPT2Tokenizer", "llama": "PreTrainedTokenizerFast"}
+
+
+def make(folder: Path, model_type: str = "qwen2", seed: int = 0, **changes: Any) -> Path:
+    """A random model of a transformers model type, saved as its authors would save it. Returns the folder.
+
+    changes: values of the config. Weights are fp32.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    end = write_tokenizer(folder, TOKENIZER_CLASS.get(model_type, "Qwen2Tokenizer"))
+    values = {"vocab_size": VOCABULARY, "eos_token_id": end, "bos_token_id": end, "pad_token_id": None}
+    config = AutoConfig.for_model(model_type, **{**values, **CONFIGS.get(model_type, SHAPE), **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    return folder
