@@ -227,13 +227,13 @@ def train(options: argparse.Namespace) -> int:
 
 def train_new(options: argparse.Namespace, config: Any) -> int:
     """A new run, after a line that says what is to come."""
-    from lmlab import lab
+    from lmlab import lab, planning
     from lmlab.console import Console
 
     trainer = lab.build(
         config, options.data, run_name=options.run_name, runs_dir=options.runs_dir, models_dir=options.models_dir
     )
-    print(lab.plan(trainer), flush=True)
+    print(planning.plan(trainer), flush=True)
     return finish(lab.execute(trainer, [Console()]))
 
 
@@ -377,9 +377,9 @@ def verify_resume(options: argparse.Namespace) -> int:
 
 def validate_config(options: argparse.Namespace) -> int:
     """Check a config and print what it will cost."""
-    from lmlab import lab
+    from lmlab import planning
 
-    print(lab.check_config(options.path, options.data, models_dir=options.models_dir))
+    print(planning.check_config(options.path, options.data, models_dir=options.models_dir))
     return 0
 
 

@@ -1,0 +1,310 @@
+"""Estimates of a run's memory, disk and time from plain numbers, before anything is built. Imports no torch.
+
+The terms follow what autograd keeps for the backward pass of the code in `transformer.py` and of the models of
+transformers; tests hold them against real tensors and real processes. After Korthikanti et al. 2022 (Reducing
+Activation Recomputation in Large Transformer Models, section 4).
+
+All sizes are bytes. In names and comments: B windows of a micro-batch, T tokens of a window, N = B·T, D model width,
+H heads, A heads × head width, C the same for keys and values (smaller where heads share them), F feed-forward width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmlab.config import TrainingConfig
+
+FLOAT = 4  # weights, gradients, the optimizer's state and the residual stream are fp32 in every precision
+
+# The rules of the code that the terms below follow; tests compare each with its origin.
+BLOCKWISE_KEYS = 512  # up to here bf16 attention on a processor keeps its probabilities, `transformer.attend`
+QUERIES_AT_ONCE = 64  # in blocks of so many queries, each with the keys up to its end
+LOGITS_AT_ONCE = 1 << 24  # from here on the loss is computed in chunks, `adapters.base.chunked_cross_entropy`
+
+# What the process gains besides tensors when it first trains: the parts of torch that the first update imports.
+LIBRARIES = 85_000_000
+# glibc's heap leaves holes between tensors of different lives: half as much again as is in use, which is what Knuth's
+# fifty-percent rule says of any such heap (The Art of Computer Programming, volume 1, section 2.5).
+HOLES = 0.5
+
+# Measured on shipped configs, by `flops_utilization` of step events: what is not a matrix product takes its time as
+# well, and relatively more where the products are fast.
+UTILIZATION = {"bf16": 0.3, "fp32": 0.55}
+SECONDS_PER_SAMPLED_TOKEN_AND_LAYER = 3e-4  # a pass over one token is overhead alone
+LOG_LINE = 300  # a step event of the log
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The widths that memory depends on.
+
+    custom: the lab's own Transformer. gated: a feed-forward of three matrices. root_mean_square: norms of that kind,
+    which transformers writes in several steps. kept_feed_forward: tensors as wide as F that the feed-forward keeps.
+    dropout: of the residual stream; attention_dropout: of the scores, which are then held whole.
+    """
+
+    custom: bool
+    n_layers: int
+    d_model: int
+    n_heads: int
+    attention_width: int
+    key_value_width: int
+    d_ff: int
+    vocab_size: int
+    gated: bool = False
+    root_mean_square: bool = False
+    kept_feed_forward: int = 2
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    @property
+    def block_matrices(self) -> int:
+        """Weights of the matrices in all blocks."""
+        attention = self.d_model * (2 * self.attention_width + 2 * self.key_value_width)
+        return self.n_layers * (attention + (3 if self.gated else 2) * self.d_model * self.d_ff)
+
+    @property
+    def head(self) -> int:
+        """Weights of the output head."""
+        return self.vocab_size * self.d_model
+
+
+def shape_of(architecture: Mapping[str, Any]) -> Shape:
+    """The shape that a `config.json` describes: the lab's own, or one of transformers under any of its usual names."""
+    if architecture.get("model_type") == "custom-transformer":
+        values = {name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")}
+        return Shape(custom=True, attention_width=values["d_model"], key_value_width=values["d_model"], **values)
+    nested = architecture.get("text_config")
+    values = {**architecture, **(nested if isinstance(nested, Mapping) else {})}
+
+    def value(*names: str, default: Any = 0) -> Any:
+        return next((values[name] for name in names if values.get(name) is not None), default)
+
+    d_model = value("hidden_size", "n_embd", "d_model")
+    n_heads = value("num_attention_heads", "n_head", "n_heads", default=1)
+    head_width = value("head_dim", default=d_model // n_heads)
+    gated = "rms_norm_eps" in values  # the family of Llama has both
+    activation = value("hidden_activation", "hidden_act", "activation_function", default="")
+    return Shape(
+        custom=False,
+        n_layers=value("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        d_model=d_model,
+        n_heads=n_heads,
+        attention_width=n_heads * head_width,
+        key_value_width=value("num_key_value_heads", default=n_heads) * head_width,
+        d_ff=value("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * d_model),
+        vocab_size=value("vocab_size"),
+        gated=gated,
+        root_mean_square=gated,
+        kept_feed_forward=4 if gated else 5 if activation == "gelu_new" else 2,  # "gelu_new" is written out in steps
+        dropout=value("resid_pdrop", "hidden_dropout", default=0.0),
+        attention_dropout=value("attn_pdrop", "attention_dropout", default=0.0),
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes. Sizes in bytes, at the peak of a training step; `memory` is their sum but for what takes turns.
+
+    libraries: code that the first update loads. allocator: memory between tensors that cannot be used. disk:
+    checkpoints and log at the end; disk_peak: while one more is written than is kept. seconds: training, evaluations
+    and samples. epochs: None where the text's length is not known.
+    """
+
+    n_parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    libraries: int
+    allocator: int
+    memory: int
+    checkpoint: int
+    n_checkpoints: int
+    disk: int
+    disk_peak: int
+    tokens: int
+    epochs: float | None
+    flops_per_step: float
+    seconds: float
+
+
+def estimate(
+    shape: Shape,
+    config: TrainingConfig,
+    *,
+    n_parameters: int,
+    flops_per_token: float,
+    peak_flops: float,
+    precision: str,
+    device: str = "cpu",
+    n_train: int | None = None,
+    n_val: int = 0,
+    steps: int | None = None,
+) -> Estimate:
+    """What `steps` updates of a config (None: all) take.
+
+    flops_per_token: of a training step, forward and backward. peak_flops: what the machine's matrix products reach per
+    second. precision: "fp32" or "bf16". device: torch's name of its type. n_train, n_val: tokens of the two splits.
+    """
+    steps = config.max_steps if steps is None else steps
+    weights = gradients = FLOAT * n_parameters
+    optimizer = optimizer_bytes(shape, config, n_parameters)
+    activations = activation_bytes(shape, config, precision, device)
+    at_once = taking_turns(gradients, activations, FLOAT * shape.head, config.gradient_accumulation_steps)
+    libraries, allocator = (LIBRARIES, round(HOLES * activations)) if device == "cpu" else (0, 0)
+    n_checkpoints, n_at_peak = checkpoints_kept(config)
+    log = LOG_LINE * config.max_steps
+    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.max_seq_len
+    flops_per_step = flops_per_token * tokens_per_step
+    speed = peak_flops * UTILIZATION[precision]
+    return Estimate(
+        n_parameters=n_parameters,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        libraries=libraries,
+        allocator=allocator,
+        memory=libraries + allocator + weights + optimizer + at_once,
+        checkpoint=weights + optimizer,
+        n_checkpoints=n_checkpoints,
+        disk=n_checkpoints * (weights + optimizer) + log,
+        disk_peak=n_at_peak * (weights + optimizer) + log,
+        tokens=steps * tokens_per_step,
+        epochs=steps * tokens_per_step / n_train if n_train else None,
+        flops_per_step=flops_per_step,
+        seconds=steps * flops_per_step * (4 / 3 if config.activation_checkpointing else 1) / speed
+        + evaluation_flops(config, flops_per_token, n_val, steps) / speed
+        + sampled_tokens(config, steps) * shape.n_layers * SECONDS_PER_SAMPLED_TOKEN_AND_LAYER,
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def optimizer_bytes(shape: Shape, config: TrainingConfig, n_parameters: int) -> int:
+    """AdamW keeps two numbers for a weight, Muon one, and Muon has the matrices in the blocks alone."""
+    with_muon = min(n_parameters, shape.block_matrices) if config.optimizer == "muon" else 0
+    return FLOAT * (2 * n_parameters - with_muon)
+
+
+def taking_turns(gradients: int, activations: int, head_gradient: int, accumulation_steps: int) -> int:
+    """Gradients and activations at their common peak.
+
+    In one backward pass, gradients appear as activations go, the head's first; from a second one on, all are there.
+    """
+    if accumulation_steps > 1:
+        return gradients + activations
+    return max(gradients, activations + head_gradient)
+
+
+def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, device: str) -> int:
+    """What the forward pass of a micro-batch keeps for the backward pass, and what is made for a moment at the peak.
+
+    With activation checkpointing, every block keeps its input alone, and one block at a time is computed again.
+    """
+    B, T = config.batch_size, config.max_seq_len
+    width = 2 if precision == "bf16" else FLOAT  # of the operands and results of matrix products under autocast
+    residual = FLOAT * B * T * shape.d_model
+    copies = width * shape.block_matrices if width < FLOAT else 0  # of weights, made by autocast
+    head_copy = width * shape.head if width < FLOAT else 0
+    block = block_bytes(shape, B, T, width, device)
+    outside = outer_bytes(shape, B, T, width, device) + head_copy
+    loss = head_bytes(shape, B * T, width)
+    moment = residual + width * B * T * shape.d_ff  # the residual's gradient, and that of the widest activation
+    if not config.activation_checkpointing:
+        return shape.n_layers * block + copies + outside + max(loss, moment)
+    inputs = shape.n_layers * residual + outside
+    return max(inputs + copies + loss, inputs + block + copies // shape.n_layers + moment)
+
+
+def block_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
+    """What one block keeps, its own input included."""
+    N = B * T
+    residual, narrow = FLOAT * N * shape.d_model, width * N * shape.d_model
+    mask = dropout_mask_bytes(shape, N, width, device)
+    feed_forward = shape.kept_feed_forward * width * N * shape.d_ff
+    norms = 2 * (residual + 2 * FLOAT * N)  # the input, and each token's mean and deviation
+    if shape.custom:
+        norms += 2 * narrow  # the output, once for all products that read it
+        return norms + attention_bytes(shape, B, T, width, device) + feed_forward + 2 * mask
+    readers = (5 if shape.gated else 2) if width < FLOAT else 2  # autocast makes a copy of the output for every reader
+    norms += readers * narrow + (2 * residual if shape.root_mean_square else 0)
+    return norms + attention_bytes(shape, B, T, width, device) + feed_forward + 2 * mask
+
+
+def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
+    """What attention keeps of queries, keys, values, scores and its output."""
+    N, H = B * T, shape.n_heads
+    queries, keys = width * N * shape.attention_width, width * N * shape.key_value_width
+    row_sums = FLOAT * B * H * T
+    if not shape.custom:
+        held_whole = 3 * FLOAT * B * H * T * T if shape.attention_dropout else 0  # scores, mask and their product
+        return 2 * queries + 2 * keys + row_sums + held_whole
+    projected = 3 * queries + 2 * width * 2 * B * H * T  # with the mean and deviation of every query and key
+    if device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS:
+        starts = range(0, T, QUERIES_AT_ONCE)
+        scores = sum(min(QUERIES_AT_ONCE, T - start) * min(start + QUERIES_AT_ONCE, T) for start in starts)
+        # Queries and keys turned, queries scaled, values in order, the output.
+        return projected + 5 * queries + width * B * H * scores
+    return projected + 4 * queries + row_sums  # queries and keys turned; the output, as it was made and in order
+
+
+def dropout_mask_bytes(shape: Shape, N: int, width: int, device: str) -> int:
+    """One mask of dropout on the residual stream: of the stream's own type on a processor, else a byte an element."""
+    if not shape.dropout:
+        return 0
+    return (width if device == "cpu" else 1) * N * shape.d_model
+
+
+def outer_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
+    """What is kept outside the blocks: token ids and targets, the mask on the embedding, the final norm."""
+    N = B * T
+    residual = FLOAT * N * shape.d_model
+    norm = residual * (2 if shape.root_mean_square else 1) + 2 * FLOAT * N + width * N * shape.d_model
+    return 2 * 8 * N + dropout_mask_bytes(shape, N, FLOAT, device) + norm
+
+
+def head_bytes(shape: Shape, N: int, width: int) -> int:
+    """The peak of the loss: log-probabilities and two gradients of them, fp32, by which time the logits are gone.
+
+    In chunks, these are one chunk's; or its gradient, beside the head's gradient of one chunk that is added to that of
+    those before (see `taking_turns`), and under autocast a copy of the head.
+    """
+    elements = FLOAT * min(N * shape.vocab_size, LOGITS_AT_ONCE)
+    if N * shape.vocab_size <= LOGITS_AT_ONCE:
+        return 3 * elements
+    return max(3 * elements, elements + width * shape.head * (2 if width < FLOAT else 1))
+
+
+# --- disk and time ----------------------------------------------------------------------------------------------
+
+
+def checkpoints_kept(config: TrainingConfig) -> tuple[int, int]:
+    """How many checkpoints a run leaves, and how many there are while the last is written."""
+    cadence = config.checkpoint_cadence
+    made = 1 if cadence is None else -(-config.max_steps // cadence)
+    if config.keep_checkpoints is None or made <= config.keep_checkpoints:
+        return made, made
+    kept = min(made, config.keep_checkpoints + (config.eval_cadence is not None))  # the best one besides
+    return kept, min(made, kept + 1)
+
+
+def evaluation_flops(config: TrainingConfig, flops_per_token: float, n_val: int, steps: int) -> float:
+    """Forward passes, a third of a training step's arithmetic, over the validation split at every evaluation."""
+    if config.eval_cadence is None:
+        return 0.0
+    tokens = n_val
+    if config.eval_batches is not None:
+        tokens = min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
+    return flops_per_token / 3 * tokens * (1 + -(-steps // config.eval_cadence))
+
+
+def sampled_tokens(config: TrainingConfig, steps: int) -> int:
+    """Tokens of all samples, the one at the end included."""
+    cadence = config.sampling_cadence
+    return config.sampling_max_length * (1 if cadence is None else -(-steps // cadence))

@@ -1,0 +1,244 @@
+"""What a run will take, said before it begins: the line printed before training, and `validate-config`.
+
+B batch, T time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmlab import devices, hooks, lab, loading, memory
+from lmlab.adapters.base import BaseAdapter
+from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
+from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.data import split_corpus
+from lmlab.errors import TokenizerError
+from lmlab.memory import Estimate
+from lmlab.registry import Registry
+from lmlab.session import ignored_settings
+from lmlab.tokenizers import Tokenizer
+from lmlab.trainer import Trainer
+from lmlab.transformer import Transformer
+from lmlab.words import count, duration, size
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to come. As text: one line. machine_memory: bytes of the device that will train, None where unknown."""
+
+    estimate: Estimate
+    machine_memory: int | None
+
+    def __str__(self) -> str:
+        e = self.estimate
+        tokens = f"{e.tokens:,} tokens" + (f" ({epochs(e.epochs)})" if e.epochs is not None else "")
+        line = (
+            f"plan: {count(e.n_parameters)} parameters, {tokens}, about {size(e.memory)} of memory, "
+            f"{duration(e.seconds)}, {size(e.disk)} on disk"
+        )
+        problem = beyond(e.memory, self.machine_memory)
+        return line + (f"; {problem}" if problem else "")
+
+
+def plan(trainer: Trainer) -> Plan:
+    """What is left to do of a run that is built, and what it takes."""
+    config, device = trainer.config, trainer.device
+    n_train = trainer.facts.get("data", {}).get("n_train")
+    n_val = len(trainer.val_dataloader.dataset.ids) if trainer.val_dataloader is not None else 0
+    steps = max(0, config.max_steps - trainer.step)
+    return Plan(estimate(trainer.model, config, device, n_train, n_val, steps), machine_memory(device))
+
+
+def estimate(
+    adapter: BaseAdapter,
+    config: TrainingConfig,
+    device: torch.device,
+    n_train: int | None,
+    n_val: int,
+    steps: int | None = None,
+) -> Estimate:
+    """What training takes on a device, whose speed is measured in about 0.1 s. The adapter may be on the meta device."""
+    precision = devices.resolve_precision(config.precision, device)
+    return memory.estimate(
+        memory.shape_of(adapter.architecture()),
+        config,
+        n_parameters=adapter.n_parameters(),
+        flops_per_token=adapter.flops_per_token(config.max_seq_len),
+        peak_flops=devices.peak_flops(device, precision, torch.get_num_threads()),
+        precision=precision,
+        device=device.type,
+        n_train=n_train,
+        n_val=n_val,
+        steps=steps,
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `validate-config` found: a config that can be run, what that takes, and what to mind."""
+
+    path: Path
+    config: TrainingConfig
+    model: dict[str, Any]
+    data: dict[str, Any]
+    device: str
+    precision: str
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path} is a valid config"]
+        lines += [f"  {name:<12} {text}" for name, text in self._rows().items()]
+        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+
+    def _rows(self) -> dict[str, str]:
+        config, e = self.config, self.estimate
+        model = {k: v for k, v in self.model.items() if k not in ("architecture_type", "n_parameters", "size_bytes")}
+        windows = f"{config.batch_size} × {config.max_seq_len}"
+        if config.gradient_accumulation_steps > 1:
+            windows = f"{config.gradient_accumulation_steps} × {windows}"
+        seen = "" if e.epochs is None else f", {epochs(e.epochs)}"
+        return {
+            "config hash": config.config_hash,
+            "model": f"{self.model['architecture_type']}: " + ", ".join(f"{k} {v}" for k, v in model.items()),
+            "parameters": f"{e.n_parameters:,}",
+            "data": "{path}: {n_train:,} tokens to train on, {n_val:,} to validate on".format_map(self.data),
+            "batches": f"{windows} = {e.tokens // config.max_steps:,} tokens an update",
+            "steps": f"{config.max_steps:,} updates, {e.tokens:,} tokens{seen}",
+            "memory": f"about {size(e.memory)} at the peak: weights {size(e.weights)}, gradients {size(e.gradients)}, "
+            f"optimizer {size(e.optimizer)}, activations {size(e.activations)}"
+            + (f", libraries {size(e.libraries)}, allocator {size(e.allocator)}" if e.libraries else ""),
+            "time": f"about {duration(e.seconds)} on this machine ({self.device}, {self.precision}, "
+            f"{e.flops_per_step / 1e9:,.3g} GFLOP an update)",
+            "disk": f"{size(e.disk)}: checkpoints × {e.n_checkpoints} of {size(e.checkpoint)}, and the log",
+        }
+
+
+def check_config(
+    path: str | Path, data: str | Path | None = None, *, models_dir: str | Path | None = None
+) -> Report:
+    """Check a config file with the text and the model it would be run with, and say what that takes.
+
+    Nothing is trained, and no weights are made or read. data: as for `lab.build`. Raises the LabError that training
+    would begin with: ConfigError, ModelNotFound, DataError, TokenizerError, CheckpointError.
+    """
+    config = TrainingConfig.from_yaml(path)
+    hooks.activate(config.hooks)
+    if config.model_name is not None:
+        Registry(models_dir).path(config.model_name)
+    corpus = lab.load_corpus(data)
+    tokenizer = loading.load_tokenizer(config, corpus.text, models_dir)
+    ids = tokenizer.encode_documents(corpus.documents)
+    train_ids, val_ids = split_corpus(ids, config.train_ratio)
+    adapter = outline(config, tokenizer, models_dir)
+    device = devices.pick_device()
+    found = estimate(adapter, config, device, len(train_ids), len(val_ids))
+    warnings = [
+        *ignored_settings(config),
+        *data_warnings(config, tokenizer, len(train_ids), len(val_ids)),
+        beyond(found.memory, machine_memory(device)),
+        disk_warning(found),
+    ]
+    return Report(
+        path=find_file(path),
+        config=config,
+        model=adapter.describe(),
+        data={"path": corpus.path, "n_train": len(train_ids), "n_val": len(val_ids)},
+        device=device.type,
+        precision=devices.resolve_precision(config.precision, device),
+        estimate=found,
+        warnings=tuple(warning for warning in warnings if warning),
+    )
+
+
+def outline(config: TrainingConfig, tokenizer: Tokenizer, models_dir: str | Path | None = None) -> BaseAdapter:
+    """The model of a config on the meta device, with shapes but no weights. Raises what `load_model` raises."""
+    adapter: BaseAdapter
+    if config.model_name is None:
+        with torch.device("meta"):
+            return loading.load_model(config, tokenizer)
+    registry = Registry(models_dir)
+    folder = registry.path(config.model_name)
+    if registry.get(config.model_name).architecture_type == CustomTransformerAdapter.architecture_type:
+        with torch.device("meta"):
+            adapter = CustomTransformerAdapter(Transformer(**load_architecture(folder / "config.json")))
+    else:
+        from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds
+        from lmlab.adapters.pretrained import model_class, quiet, read_config
+
+        architecture = read_config(folder)
+        with quiet(), torch.device("meta"):
+            adapter = adapter_for(architecture.model_type)(model_class(architecture)(architecture))
+    loading.fit(adapter, tokenizer, config)
+    return adapter
+
+
+# --- warnings: what stops no one from trying, one line each, empty where all is well -----------------------------
+
+
+def data_warnings(config: TrainingConfig, tokenizer: Tokenizer, n_train: int, n_val: int) -> list[str]:
+    """What will not go well with this text."""
+    warnings = []
+    if n_train <= config.max_seq_len:
+        warnings.append(
+            f"the training split has {n_train:,} tokens, which do not fill one window of max_seq_len="
+            f"{config.max_seq_len} and its target: training would stop; give more text or a smaller max_seq_len"
+        )
+    if n_val < 2 and config.eval_cadence is not None:
+        warnings.append("nothing is left to validate on: training would stop; lower train_ratio or give more text")
+    try:
+        tokenizer.encode(config.sampling_prompt)
+    except TokenizerError as error:
+        warnings.append(f"sampling_prompt cannot be encoded ({error}); samples would begin elsewhere")
+    return warnings
+
+
+def beyond(needed: int, available: int | None) -> str:
+    """A warning where memory will not do."""
+    if available is None or needed <= available:
+        return ""
+    return (
+        f"this needs about {size(needed)} of memory, and the machine has {size(available)}: lower batch_size or "
+        "max_seq_len, set activation_checkpointing, or make the model smaller"
+    )
+
+
+def disk_warning(found: Estimate) -> str:
+    """A warning where the disk will not do for the checkpoints."""
+    folder = find_runs_dir().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if found.disk_peak <= free:
+        return ""
+    return (
+        f"this writes {size(found.disk_peak)} of checkpoints, and {size(free)} are free in {folder}: raise "
+        "checkpoint_cadence or set keep_checkpoints"
+    )
+
+
+def machine_memory(device: torch.device) -> int | None:
+    """Bytes of the device that trains: an accelerator's own, else the machine's, or the container's where that is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        return None
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return total
+
+
+def epochs(number: float) -> str:
+    """How often the text is read: 0.4 epochs, 12 epochs."""
+    return f"{number:.1f} epochs" if number < 9.95 else f"{number:,.0f} epochs"
