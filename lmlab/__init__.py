@@ -27,7 +27,12 @@ _HOMES = {
     "lmlab.launching": ("launch", "attach"),
     "lmlab.sampling": ("write_samples",),
     "lmlab.proof": ("verify_resume",),
-    "lmlab.study": ("Look", "compare", "diff", "look", "microscope", "models", "noise", "runs", "samples"),
+    "lmlab.storybook": ("parsed_share",),
+    "lmlab.hub": ("import_model",),
+    "lmlab.scaling": ("by_position", "scaling_law"),
+    "lmlab.forms": ("config_form",),
+    "lmlab.widgets": ("prompt_box", "registry_browser", "run_picker"),
+    "lmlab.study": ("Look", "compare", "diff", "look", "microscope", "models", "noise", "plot_hook", "runs", "samples"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def launch(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie behind when it ends
     wait_for_start(process, folder, output)
     return Run(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,7 @@ from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
+from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.registry import Registry
 from lmlab.resuming import find_checkpoint, saved_config
@@ -51,11 +52,39 @@ def write(
     told = None if on_token is None else lambda next_B1: on_token(tokenizer.decode([int(next_B1[0, 0])]))
     with devices.autocast(devices.resolve_precision(precision, device), device):
         ids_BT = adapter.generate(ids.repeat(n, 1).to(device), settings, on_token=told)
-    return [tokenizer.decode(row) for row in ids_BT.tolist()]
+    return [tokenizer.decode(until_end(row, len(ids), tokenizer.end_of_text_id)) for row in ids_BT.tolist()]
+
+
+def until_end(row: list[int], n_prompt: int, end_of_text_id: int | None) -> list[int]:
+    """A sampled row up to the end of its document, without what fills it while longer texts are drawn beside it."""
+    if end_of_text_id is None or end_of_text_id not in row[n_prompt:]:
+        return row
+    return row[: row.index(end_of_text_id, n_prompt) + 1]
+
+
+class Writer(NamedTuple):
+    """A model that can write, with its tokenizer and the config whose `sampling_…` fields it goes by."""
+
+    adapter: BaseAdapter
+    tokenizer: Tokenizer
+    config: TrainingConfig
+
+
+def load_writer(
+    where: Run | str | Path, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None
+) -> Writer:
+    """The model of a run, of a registered model's name, or of a checkpoint, run folder or run id. Raises a LabError."""
+    if isinstance(where, Run):
+        return Writer(*where.load(), TrainingConfig.from_dict(where.config))
+    registry = Registry(models_dir)
+    if str(where) in registry.names():
+        return Writer(*load_model_and_tokenizer(registry.path(str(where))), TrainingConfig())
+    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
+    return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))
 
 
 def write_samples(
-    where: str | Path,
+    where: Run | str | Path,
     prompt: str | None = None,
     n: int = 1,
     *,
@@ -72,13 +101,7 @@ def write_samples(
     others = [name for name in overrides if not name.startswith("sampling_") and name != "precision"]
     if others:
         raise UsageError(f"{others[0]} does not change a sample; set one of the sampling_… fields")
-    registry = Registry(models_dir)
-    if str(where) in registry.names():
-        folder, config = registry.path(str(where)), TrainingConfig()
-    else:
-        saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
-        folder, config = saved.folder, saved_config(saved)
+    adapter, tokenizer, config = load_writer(where, runs_dir=runs_dir, models_dir=models_dir)
     config = config.updated(**overrides)
-    adapter, tokenizer = load_model_and_tokenizer(folder)
     text = prompt if prompt is not None else config.sampling_prompt
     return write(adapter, tokenizer, text, n, sampling_settings(config), precision=config.precision)

@@ -13,13 +13,13 @@ import torch
 
 from lmlab import lab
 from lmlab.comparison import smallest_difference
-from lmlab.config import TrainingConfig, find_runs_dir
+from lmlab.config import find_runs_dir
 from lmlab.errors import UsageError
 from lmlab.evaluate import token_losses
 from lmlab.lab import Run
 from lmlab.record import find_runs
 from lmlab.registry import Registry
-from lmlab.sampling import sampling_settings, write
+from lmlab.sampling import load_writer, sampling_settings, write
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
 from lmlab.views.html import View
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
+
+Source = Run | str  # who writes and is looked at: a run, or the name of a registered model
 
 
 def runs(runs_dir: str | Path | None = None) -> cards.Runs:
@@ -101,16 +103,29 @@ class Samples(View):
         self.prompts, self.texts = list(prompts), {label: list(said) for label, said in texts.items()}
 
 
-def samples(runs: Sequence[Run] | Mapping[str, Run], prompts: Sequence[str] = ("The",), **overrides: Any) -> Samples:
-    """What several runs write from the same prompts, side by side, with each run's sampling settings.
+def by_label(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Source]:
+    """Runs and models by the labels that they are given, else by run id or name."""
+    if isinstance(sources, Mapping):
+        return dict(sources)
+    listed = [sources] if isinstance(sources, Run | str) else sources
+    return {source.run_id if isinstance(source, Run) else source: source for source in listed}
 
-    runs: a list, or a mapping of labels to runs. overrides: `sampling_…` fields, for all alike.
+
+def samples(
+    runs: Source | Sequence[Source] | Mapping[str, Source],
+    prompts: Sequence[str] = ("The",),
+    *,
+    models_dir: str | Path | None = None,
+    **overrides: Any,
+) -> Samples:
+    """What runs and registered models write from the same prompts, side by side, with each run's sampling settings.
+
+    runs: runs or model names, or a mapping of labels to them. overrides: `sampling_…` fields, for all alike.
     """
-    named = dict(runs) if isinstance(runs, Mapping) else {run.run_id: run for run in runs}
     texts = {}
-    for label, run in named.items():
-        adapter, tokenizer = run.load()
-        config = TrainingConfig.from_dict(run.config).updated(**overrides)
+    for label, source in by_label(runs).items():
+        adapter, tokenizer, config = load_writer(source, models_dir=models_dir)
+        config = config.updated(**overrides)
         settings = sampling_settings(config)
         texts[label] = [
             write(adapter, tokenizer, prompt, 1, settings, precision=config.precision)[0] for prompt in prompts
@@ -118,21 +133,27 @@ def samples(runs: Sequence[Run] | Mapping[str, Run], prompts: Sequence[str] = ("
     return Samples(prompts, texts)
 
 
-def microscope(run: Run | Sequence[Run] | Mapping[str, Run], text: str, *, before: bool = False) -> View:
+def microscope(
+    run: Source | Sequence[Source] | Mapping[str, Source],
+    text: str,
+    *,
+    before: bool = False,
+    models_dir: str | Path | None = None,
+) -> View:
     """A text with every token coloured by the loss it costs a model; ids and boundaries on hover.
 
-    run: one, or several that share a tokenizer, side by side. before: show the run's oldest checkpoint, too.
+    run: a run or a registered model's name, or several that share a tokenizer, side by side. before: show a run's
+    oldest checkpoint, too.
     """
-    named = dict(run) if isinstance(run, Mapping) else {r.run_id: r for r in ([run] if isinstance(run, Run) else run)}
     readings: dict[str, list[float | None]] = {}
     tokenizer: Tokenizer | None = None
     ids: list[int] = []
-    for label, one in named.items():
-        states: dict[str, Path | None] = {label: None}
-        if before and one.checkpoints():
-            states = {f"{label}, {one.checkpoints()[0].name}": one.checkpoints()[0], f"{label}, newest": None}
-        for title, folder in states.items():
-            adapter, own = one.load(folder)
+    for label, source in by_label(run).items():
+        oldest = source.checkpoints()[0] if before and isinstance(source, Run) and source.checkpoints() else None
+        models = {label: load_writer(source, models_dir=models_dir)[:2]}
+        if oldest is not None and isinstance(source, Run):
+            models = {f"{label}, {oldest.name}": source.load(oldest), f"{label}, newest": models[label]}
+        for title, (adapter, own) in models.items():
             if tokenizer is not None and own.identifier != tokenizer.identifier:
                 raise UsageError(f"the tokenizers {tokenizer.identifier} and {own.identifier} cut text differently")
             tokenizer, ids = own, own.encode(text).tolist()
@@ -154,8 +175,8 @@ def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:
 class Look:
     """The inside of a model as it reads a text. probabilities_LHTT: attention. hidden_L: the residual stream, TD each."""
 
-    def __init__(self, run: Run, text: str) -> None:
-        self._adapter, self._tokenizer = run.load()
+    def __init__(self, run: Source, text: str, models_dir: str | Path | None = None) -> None:
+        self._adapter, self._tokenizer, _ = load_writer(run, models_dir=models_dir)
         ids = self._tokenizer.encode(text).tolist()
         if not 1 < len(ids) <= SHOWN_WINDOWS:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
@@ -185,6 +206,12 @@ class Look:
         return "".join(str(figure._repr_mimebundle_()["text/html"]) for figure in shown)  # type: ignore[attr-defined]
 
 
-def look(run: Run, text: str) -> Look:
-    """Attention maps and the logit lens of a run's model on a short text."""
-    return Look(run, text)
+def look(run: Source, text: str, *, models_dir: str | Path | None = None) -> Look:
+    """Attention maps and the logit lens of a model, of a run or registered by name, on a short text."""
+    return Look(run, text, models_dir)
+
+
+def plot_hook(run: Run, name: str) -> Figure:
+    """What a research hook measured over the steps of a run; see `views.plots.hook_figure`."""
+    run.refresh()
+    return plots.hook_figure(run, name)

@@ -1,0 +1,183 @@
+"""The config form: every setting with its limits and meaning, and buttons that run it and stop.
+
+A thin face over `launch` and `Run.stop`. ipywidgets loads when a form is made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmlab import words
+from lmlab.config import GROUPS, TrainingConfig
+from lmlab.errors import LabError
+from lmlab.faces import Face
+from lmlab.lab import ConfigLike, Run, read_config
+from lmlab.launching import launch
+from lmlab.record import Record
+from lmlab.registry import Registry
+from lmlab.settings import Setting, settings
+from lmlab.views.html import element, escape
+from lmlab.views.live import live_view
+
+LOOK_SECONDS = 0.3  # between two looks at the log of a run
+
+
+class ConfigForm(Face):
+    """The settings of a run to fill in. `config` is what the form says now, `run` the run it started last.
+
+    controls: by a setting's name, the widget with its value, and the one that switches it on (None where it is never
+    off). Running goes on in a process of its own, so that the notebook stays free.
+    """
+
+    def __init__(self, base: TrainingConfig, arguments: Mapping[str, Any]) -> None:
+        self.base, self.arguments = base, dict(arguments)
+        self.run: Run | None = None
+        self.controls: dict[str, tuple[Any, Any]] = {}
+        self._closed = threading.Event()
+        super().__init__()
+        self._check(None)
+
+    def _made(self) -> Any:
+        import ipywidgets
+
+        rows: dict[str, list[Any]] = {group: [] for group in GROUPS}
+        for setting in settings(self.base):
+            rows[setting.group].append(self._row(setting))
+        tabs = ipywidgets.Tab([ipywidgets.VBox(group) for group in rows.values()], titles=list(rows))
+        self.run_button = ipywidgets.Button(description="Run", button_style="primary", icon="play")
+        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.run_button.on_click(self.doing(self.start))
+        self.stop_button.on_click(self.doing(self.stop))
+        self.view = ipywidgets.HTML()
+        buttons = ipywidgets.HBox([self.run_button, self.stop_button])
+        return ipywidgets.VBox([tabs, buttons, self.message, self.view])
+
+    def _row(self, setting: Setting) -> Any:
+        import ipywidgets
+
+        control = control_for(setting, Registry(self.arguments.get("models_dir")).names())
+        control.layout.width = "190px"
+        switch = None
+        if setting.optional and setting.kind in ("int", "float"):
+            switch = ipywidgets.Checkbox(value=setting.value is not None, indent=False, description="on")
+            switch.layout.width = "54px"
+            control.disabled = not switch.value
+            switch.observe(lambda change: setattr(control, "disabled", not change["new"]), "value")
+            switch.observe(self._check, "value")
+        control.observe(self._check, "value")
+        self.controls[setting.name] = control, switch
+        gap = ipywidgets.HTML(layout={"width": "54px"}) if switch is None else switch
+        label = ipywidgets.Label(setting.name, layout={"width": "190px"})
+        return ipywidgets.HBox(
+            [label, gap, control, ipywidgets.HTML(meaning_of(setting))], layout={"align_items": "center"}
+        )
+
+    def values(self) -> dict[str, Any]:
+        """What the form says, by setting; None is off."""
+        values = {}
+        for name, (control, switch) in self.controls.items():
+            value = list(control.value) if isinstance(control.value, tuple) else control.value
+            off = (switch is not None and not switch.value) or (value == "" and name == "tokenizer_override")
+            values[name] = None if off else value
+        return values
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The config that the form says. Raises ConfigError where its values do not fit together."""
+        return TrainingConfig.from_dict(self.values(), source="form")
+
+    def _check(self, _: object) -> None:
+        if not self.base or set(self.controls) != set(TrainingConfig.model_fields):
+            return  # still being made
+        try:
+            config, before = self.config.to_dict(), self.base.to_dict()
+        except LabError as error:
+            self.run_button.disabled = True
+            self.say(str(error), "lm-bad")
+            return
+        self.run_button.disabled = self.run is not None and self.run.is_running()
+        changed = [f"{name}={words.plain(config[name])}" for name in config if config[name] != before[name]]
+        self.say(f"changed: {', '.join(changed)}" if changed else "")
+
+    def start(self) -> Run:
+        """What the Run button does: launch a run of this config and follow it below. Raises what `launch` raises."""
+        config = self.config
+        self.run_button.disabled = True
+        try:
+            self.run = launch(config, **self.arguments)
+        except LabError:
+            self.run_button.disabled = False
+            raise
+        self.stop_button.disabled = False
+        threading.Thread(target=self._follow, args=(Record(self.run.folder),), daemon=True).start()
+        return self.run
+
+    def stop(self) -> None:
+        """What the Stop button does: ask the run to save and end, and wait until it did. Raises RunError."""
+        if self.run is not None:
+            self.stop_button.disabled = True
+            self.run.stop()
+
+    def close(self) -> None:
+        """Take the form off the page; a run that it started goes on."""
+        self._closed.set()
+        super().close()
+
+    def _follow(self, record: Record) -> None:
+        """Draw a run of another process until it ends. Runs in a thread."""
+        alive = True
+        while alive and not self._closed.wait(LOOK_SECONDS):
+            alive = record.is_running()  # asked before the last look, so that nothing is missed
+            if record.refresh() or not alive:
+                self.view.value = live_view(record).html
+        if not self._closed.is_set():
+            self.stop_button.disabled, self.run_button.disabled = True, False
+
+
+def config_form(
+    config: ConfigLike = None,
+    data: str | Path | None = None,
+    *,
+    runs_dir: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    **overrides: Any,
+) -> ConfigForm:
+    """A form of every setting with its limits and meaning, and buttons to run it and to stop.
+
+    Arguments as for `launch`, which the Run button calls. Raises ConfigError.
+    """
+    return ConfigForm(read_config(config, **overrides), {"data": data, "runs_dir": runs_dir, "models_dir": models_dir})
+
+
+def control_for(setting: Setting, model_names: list[str]) -> Any:
+    """The ipywidget that asks for a setting's value."""
+    import ipywidgets
+
+    if setting.name == "model_name":
+        known = [*model_names, *([setting.value] if setting.value not in (None, *model_names) else [])]
+        return ipywidgets.Dropdown(
+            options=[("the custom Transformer", None), *((n, n) for n in known)], value=setting.value
+        )
+    if setting.kind in ("int", "float"):
+        kind = ipywidgets.BoundedIntText if setting.kind == "int" else ipywidgets.BoundedFloatText
+        limits = {"min": setting.least, "max": setting.most}
+        return kind(value=setting.suggested, step=1 if setting.kind == "int" else None, **limits)
+    if setting.kind == "bool":
+        return ipywidgets.Checkbox(value=setting.value, indent=False, description="yes")
+    if setting.kind == "choice":
+        return ipywidgets.Dropdown(options=setting.choices, value=setting.value)
+    if setting.name == "hooks":
+        from lmlab.hooks import HOOKS
+
+        offered = list(dict.fromkeys([*setting.value, *HOOKS]))
+        return ipywidgets.SelectMultiple(options=offered, value=tuple(setting.value), rows=len(offered))
+    return ipywidgets.Text(value=setting.value or "", continuous_update=False)
+
+
+def meaning_of(setting: Setting) -> str:
+    """What a setting means, with how it acts together with others on hover."""
+    text = f"{escape(setting.meaning)} {element('i', escape(setting.reasonable_range))}"
+    return element("div", text, title=setting.interactions, style="font-size:12px;line-height:1.35;opacity:.75")

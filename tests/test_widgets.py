@@ -1,0 +1,239 @@
+"""The faces over the library, driven as a user drives them: values set, buttons clicked, what is shown read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ipywidgets.widgets.widget import _instances
+
+import lmlab as lab
+from lmlab.config import TrainingConfig
+from lmlab.errors import ConfigError
+from lmlab.settings import settings
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def hostile_run(tiny: dict[str, object], tmp_path: Path) -> lab.Run:
+    """A run whose text, vocabulary and samples are made of markup."""
+    text = tmp_path / "hostile.txt"
+    text.write_text(f"The {HOSTILE} " * 200, encoding="utf-8")
+    return lab.run(tiny, data=text, listeners=[], sampling_prompt=f"The {HOSTILE}", eval_cadence=3)
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_a_setting_with_the_limits_that_the_config_checks():
+    found = {setting.name: setting for setting in settings(TrainingConfig())}
+    assert list(found) == list(TrainingConfig.model_fields)
+    for setting in found.values():
+        assert setting.meaning
+        if setting.kind in ("int", "float"):
+            beyond = setting.most * 2
+            with pytest.raises(ConfigError, match=setting.name):
+                TrainingConfig.from_dict({setting.name: int(beyond) if setting.kind == "int" else beyond})
+            with pytest.raises(ConfigError, match=setting.name):
+                TrainingConfig.from_dict({setting.name: setting.least - 1})
+    assert found["precision"].choices == ("auto", "fp32", "bf16")
+    assert (found["grad_clip"].optional, found["max_steps"].optional) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "name", [s.name for s in settings(TrainingConfig()) if s.optional and s.kind in ("int", "float")]
+)
+def test_what_is_off_is_switched_on_at_a_value_that_is_allowed(name: str):
+    suggested = next(s.suggested for s in settings(TrainingConfig(eval_cadence=10)) if s.name == name)
+    assert TrainingConfig.from_dict({"eval_cadence": 10, name: suggested}).to_dict()[name] == suggested
+
+
+# --- the config form ------------------------------------------------------------------------------------------------
+
+
+def test_the_form_says_what_it_was_given(tiny: dict[str, object]):
+    config = TrainingConfig.from_dict({**tiny, "hooks": ["weight_norms:5"], "grad_clip": 1.0})
+    form = lab.config_form(config)
+    assert form.config == config
+    assert form.message.value == ""
+    form.close()
+
+
+def test_switches_and_values_change_the_config(tiny: dict[str, object]):
+    form = lab.config_form(tiny)
+    control, switch = form.controls["eval_cadence"]
+    assert control.disabled
+    assert form.config.eval_cadence is None
+    switch.value, control.value = True, 20
+    form.controls["precision"][0].value = "fp32"
+    assert not control.disabled
+    assert form.config == TrainingConfig.from_dict({**tiny, "eval_cadence": 20, "precision": "fp32"})
+    assert "changed: eval_cadence=20, precision=fp32" in form.message.value
+    switch.value = False
+    assert form.config.eval_cadence is None
+    form.close()
+
+
+def test_values_that_do_not_fit_together_are_named_and_run_waits(tiny: dict[str, object]):
+    form = lab.config_form(tiny)
+    form.controls["n_heads"][0].value = 3
+    assert form.run_button.disabled
+    assert "n_heads=3 does not divide d_model=32" in form.message.value
+    form.controls["d_model"][0].value = 48
+    assert not form.run_button.disabled
+    form.close()
+
+
+def test_run_and_stop_are_launch_and_stop(tiny: dict[str, object], corpus: Path):
+    form = lab.config_form(tiny, data=corpus, max_steps=1_000_000, checkpoint_cadence=None)
+    form.run_button.click()
+    assert form.run is not None
+    assert (form.run_button.disabled, form.stop_button.disabled) == (True, False)
+    wait_until(lambda: "running" in form.view.value and "<polyline" in form.view.value)
+    form.stop_button.click()
+    assert form.run.status == "stopped"
+    assert form.run.newest_checkpoint.name == f"step-{form.run.step:08d}"
+    wait_until(lambda: "stopped" in form.view.value)
+    wait_until(lambda: not form.run_button.disabled)
+    form.close()
+
+
+def test_what_keeps_a_run_from_starting_is_shown(tiny: dict[str, object]):
+    form = lab.config_form(tiny, data=f"no/{HOSTILE}")
+    form.run_button.click()
+    assert "lm-bad" in form.message.value
+    assert "did not start" in form.message.value
+    assert "<img" not in form.message.value
+    assert not form.run_button.disabled
+    form.close()
+
+
+# --- the run picker -------------------------------------------------------------------------------------------------
+
+
+def test_the_picker_compares_what_is_picked(tiny: dict[str, object], corpus: Path):
+    for name, steps in (("one", 40), ("two", 40), ("three", 6)):
+        lab.run(tiny, data=corpus, run_name=name, max_steps=steps, eval_cadence=3, listeners=[])
+    picker = lab.run_picker()
+    assert {run_id for _, run_id in picker.list.options} == {"one", "two", "three"}
+    picker.list.value = ("one", "two")
+    assert [run.run_id for run in picker.chosen] == ["two", "one"]  # newest first, as in the list
+    drawn = {picker.view.value}
+    picker.smoothing.value = 40
+    drawn.add(picker.view.value)
+    picker.axis.value = "tokens"
+    drawn.add(picker.view.value)
+    assert len(drawn) == 3
+    assert ">one<" in picker.view.value
+    assert ">three<" not in picker.view.value
+    picker.list.value = ()
+    assert picker.view.value == ""
+    picker.close()
+
+
+def test_the_picker_finds_new_runs_and_says_where_there_are_none(tiny: dict[str, object], corpus: Path):
+    picker = lab.run_picker()
+    assert "no runs in" in picker.message.value
+    lab.run(tiny, data=corpus, run_name="late", listeners=[])
+    picker.again.click()
+    assert [run.run_id for run in picker.chosen] == ["late"]
+    assert picker.message.value == ""
+    picker.close()
+
+
+# --- the prompt box -------------------------------------------------------------------------------------------------
+
+
+def test_the_box_writes_what_the_library_writes_and_shows_it_as_it_comes(hostile_run: lab.Run):
+    box = lab.prompt_box(hostile_run)
+    box.length.value, box.seed.value, box.temperature.value, box.top_k.value, box.top_p.value = 40, 3, 0.8, 5, 0.9
+    shown: list[str] = []
+    box.view.observe(lambda change: shown.append(change["new"]), "value")
+    box.button.click()
+    asked = {"max_length": 40, "seed": 3, "temperature": 0.8, "top_k": 5, "top_p": 0.9}
+    [expected] = lab.write_samples(hostile_run, **{f"sampling_{name}": value for name, value in asked.items()})
+    assert box.text == expected
+    assert len(shown) >= 2
+    assert len(shown[0]) < len(shown[-1])
+    assert not box.button.disabled
+    box.close()
+
+
+def test_markup_in_prompts_and_texts_stays_text(hostile_run: lab.Run):
+    box = lab.prompt_box(hostile_run)
+    assert box.prompt.value == f"The {HOSTILE}"
+    box.button.click()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in box.view.value
+    assert "<img" not in box.view.value
+    box.close()
+
+
+def test_a_prompt_that_cannot_be_read_is_named(hostile_run: lab.Run):
+    box = lab.prompt_box(hostile_run)
+    box.prompt.value = "ZZZ"
+    box.button.click()
+    assert "not in the vocabulary" in box.message.value
+    box.prompt.value = ""
+    box.button.click()
+    assert "empty prompt" in box.message.value
+    box.close()
+
+
+# --- the registry browser -------------------------------------------------------------------------------------------
+
+
+def test_the_browser_shows_lineage_and_asks_before_it_deletes(hostile_run: lab.Run, tiny: dict[str, object]):
+    hostile_run.register("base")
+    lab.finetune("base", hostile_run.start["data"]["path"], "tuned", config=tiny, listeners=[])
+    browser = lab.registry_browser()
+    assert [name for _, name in browser.list.options] == ["base", "tuned"]
+    browser.list.value = "tuned"
+    assert "base → tuned" in browser.view.value
+
+    browser.list.value = "base"
+    browser.delete_button.click()
+    assert "tuned would lose where they come from" in browser.message.value
+    assert browser.question.layout.display == ""
+    browser.keep_button.click()
+    assert browser.question.layout.display == "none"
+    assert lab.Registry().names() == ["base", "tuned"]
+
+    browser.list.value = "tuned"
+    browser.delete_button.click()
+    browser.sure_button.click()
+    assert lab.Registry().names() == ["base"]
+    assert [name for _, name in browser.list.options] == ["base"]
+    assert "tuned is deleted" in browser.message.value
+    browser.close()
+
+
+def test_an_empty_registry_says_how_to_get_a_model():
+    browser = lab.registry_browser()
+    assert "import_model" in browser.message.value
+    assert browser.delete_button.disabled
+    browser.close()
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def test_closing_a_face_frees_every_widget_of_it(hostile_run: lab.Run):
+    before = len(_instances)
+    faces = [lab.config_form(), lab.run_picker(), lab.prompt_box(hostile_run), lab.registry_browser()]
+    assert len(_instances) > before + 100
+    assert "application/vnd.jupyter.widget-view+json" in faces[1]._repr_mimebundle_()
+    for face in faces:
+        face.close()
+        face.close()
+    assert len(_instances) == before
+    assert "closed" in faces[1]._repr_mimebundle_()["text/plain"]
