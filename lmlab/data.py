@@ -171,7 +171,7 @@ class WindowDataset:
         positions_BT = starts_B[:, None] + np.arange(self.max_seq_len + 1)
         beyond_BT = positions_BT >= len(self.ids)
         ids_BT = torch.from_numpy(self.ids[np.where(beyond_BT, 0, positions_BT)].astype(np.int64))
-        inputs_BT, targets_BT = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+        inputs_BT, targets_BT = ids_BT[:, :-1].clone(), ids_BT[:, 1:].clone()  # no memory in common, even for B = 1
         if beyond_BT.any():
             targets_BT[torch.from_numpy(beyond_BT[:, 1:])] = IGNORED
         return Batch(inputs_BT, targets_BT, torch.from_numpy(starts_B))

@@ -1,10 +1,21 @@
 """Every error that a user of lmlab is meant to read. One line each: what, where, what to do next."""
 
+from __future__ import annotations
+
+import os
+import traceback
+
 
 class LabError(Exception):
     """The base of all errors that lmlab raises on purpose. `exit_code` is the command line's exit status."""
 
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback, as the command line does; LMLAB_DEBUG=1 asks for all of it."""
+        if os.environ.get("LMLAB_DEBUG"):
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self}"]
 
 
 class UsageError(LabError):

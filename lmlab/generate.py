@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-
 COLDEST = 1e-6  # a lower temperature takes the likeliest token, as 0 does: logits divided by it would overflow
 
 

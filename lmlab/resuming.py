@@ -45,8 +45,9 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
 
     Raises RunError where that exists already.
     """
-    if saved.folder.parent.name == "checkpoints" and (saved.folder.parent.parent / LOG).is_file():
-        return saved.folder.parent.parent
+    checkpoints = saved.folder.absolute().parent
+    if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).is_file():
+        return checkpoints.parent
     folder = runs_dir / str(saved.state.get("run_id"))
     if folder.exists():
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 EXPLICIT_ATTENTION_KEYS = 512
 ATTENTION_BLOCK = 64  # queries to a block: smaller ones skip more scores, and make smaller products
 
+NORM_GAIN = 3.0  # of every norm before the first step, see `Transformer.initialise`
 QUERY_KEY_GAIN = 1.2  # of normalised queries and keys: scores may then reach 1.44 × √K, enough to look at one token
 
 
@@ -274,21 +275,21 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int | None) -> None:
-        """Normal weights of deviation 0.02; what writes to the residual stream is scaled by 1/√(2 × layers)."""
+        """Normal weights of deviation 0.02; what writes to the residual stream is scaled by 1/√(2 × layers).
+
+        Norms begin at NORM_GAIN and the matrices that read from them that much smaller: the same function, but an
+        optimizer whose steps do not depend on the size of a gradient turns those matrices that much faster.
+        """
         generator = None
         if seed is not None and self.embedding.weight.device.type != "meta":
             generator = torch.Generator(self.embedding.weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(NORM_GAIN)
             else:
-                scale = 1.0 / math.sqrt(2 * self.n_layers) if name.endswith("output.weight") else 1.0
+                writes = name.endswith("output.weight")
+                scale = 1.0 / math.sqrt(2 * self.n_layers) if writes else 1.0 / NORM_GAIN
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
-
-    def materialise(self) -> None:
-        """Give a model that was made on the meta device memory on the processor. Its weights are still to be set."""
-        self.to_empty(device="cpu")
-        self.rotary_2TK = rotary_table(0, self.d_model // self.n_heads, self.embedding.weight.device)  # grows in use
 
     def architecture(self) -> dict[str, int | float]:
         """The arguments that make this model again, without its weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -219,7 +220,10 @@ def test_explicit_attention_and_the_fused_kernel_agree(T: int, S: int, window: i
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 128, 150])
 def test_attention_in_blocks_and_its_gradient_are_those_of_the_fused_kernel(T: int) -> None:
     results = []
-    for attention in (BlockCausalAttention.apply, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)):
+    for attention in (
+        BlockCausalAttention.apply,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ):
         inputs = [x.requires_grad_() for x in queries(torch.double, T, T)]
         y_BHTK = attention(*inputs)
         weights = torch.randn(y_BHTK.shape, dtype=torch.double, generator=torch.Generator().manual_seed(T))
@@ -278,7 +282,7 @@ def test_documents_in_one_window_come_out_as_if_alone() -> None:
     segments_BT = torch.tensor([[0] * 5 + [1] * 7, [0] * 3 + [1] * 4 + [2] * 5])
     packed = model(ids_BT, segments_BT=segments_BT)
     for row, borders in enumerate([(0, 5, 12), (0, 3, 7, 12)]):
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in itertools.pairwise(borders):
             alone = model(ids_BT[row : row + 1, start:end])
             assert torch.allclose(packed[row, start:end], alone[0], atol=1e-5)
     assert (packed - model(ids_BT))[:, 5:].abs().max() > 1e-2  # it did see the others before

@@ -1,0 +1,98 @@
+"""Random streams, precision, threads, and running out of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmlab import devices
+from lmlab.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def test_a_stream_and_its_caller_do_not_move_each_other() -> None:
+    alone = devices.RandomStream(devices.seeded_random_state(3, CPU), CPU)
+    with alone:
+        expected = torch.rand(6)
+    torch.manual_seed(11)
+    outside = torch.rand(6)
+    torch.manual_seed(11)
+    stream, drawn, between = devices.RandomStream(devices.seeded_random_state(3, CPU), CPU), [], []
+    for _ in range(3):
+        between.append(torch.rand(2))
+        with stream:
+            drawn.append(torch.rand(2))
+    assert torch.equal(torch.cat(drawn), expected)
+    assert torch.equal(torch.cat(between), outside)
+
+
+def test_two_streams_at_once_do_not_move_each_other() -> None:
+    one, other = (devices.RandomStream(devices.seeded_random_state(seed, CPU), CPU) for seed in (1, 2))
+    together = []
+    for _ in range(2):
+        for stream in (one, other):
+            with stream:
+                together.append(torch.rand(3))
+    for seed, pieces in ((1, together[::2]), (2, together[1::2])):
+        with devices.RandomStream(devices.seeded_random_state(seed, CPU), CPU):
+            assert torch.equal(torch.cat(pieces), torch.rand(6))
+
+
+def test_what_was_interrupted_is_drawn_again() -> None:
+    stream = devices.RandomStream(devices.seeded_random_state(5, CPU), CPU)
+    torch.manual_seed(1)
+    outside = torch.get_rng_state()
+    first: list[torch.Tensor] = []
+    with pytest.raises(KeyboardInterrupt), stream:  # noqa: PT012
+        first.append(torch.rand(4))
+        raise KeyboardInterrupt
+    assert torch.equal(torch.get_rng_state(), outside)
+    with stream:
+        assert torch.equal(torch.rand(4), first[0])
+
+
+def test_the_state_of_a_seed_is_that_of_manual_seed_and_moves_nothing() -> None:
+    torch.manual_seed(8)
+    before = torch.get_rng_state()
+    state = devices.seeded_random_state(123, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(123)
+    assert torch.equal(torch.get_rng_state(), state["cpu"])
+
+
+def test_auto_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"amx_bf16": fast})
+        assert devices.resolve_precision("auto", CPU) == expected
+        assert devices.resolve_precision("fp32", CPU) == "fp32"
+        assert devices.resolve_precision("bf16", CPU) == "bf16"
+    assert devices.has_fast_bf16(torch.device("mps")) is False
+
+
+def test_autocast_computes_in_the_precision_that_is_named() -> None:
+    a = torch.ones(4, 4)
+    with devices.autocast("bf16", CPU):
+        assert (a @ a).dtype == torch.bfloat16
+    with devices.autocast("fp32", CPU):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_peak_is_measured_once_and_moves_no_random_number() -> None:
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    peak = devices.peak_flops(CPU, "fp32", torch.get_num_threads())
+    assert 1e8 < peak < 1e15
+    assert devices.peak_flops(CPU, "fp32", torch.get_num_threads()) == peak
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_out_of_memory_is_an_error_with_advice() -> None:
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")):
+        expected = pytest.raises(UsageError, match="out of memory: lower batch_size")
+        with expected, devices.out_of_memory_as_error("lower batch_size"):
+            raise error
+    with pytest.raises(UsageError), devices.out_of_memory_as_error("lower batch_size"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another"), devices.out_of_memory_as_error("lower batch_size"):
+        raise RuntimeError("another")

@@ -1,0 +1,169 @@
+"""Evaluation: each token once, bits per byte of real bytes, and a leak that does not pass."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from lmlab import lab
+from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.data import DataLoader, WindowDataset
+from lmlab.evaluate import Evaluation, count_bytes, evaluate, losses_by_position, token_losses
+from lmlab.tokenizers import CharTokenizer, HFTokenizer
+from lmlab.transformer import Transformer
+
+CPU = torch.device("cpu")
+
+
+def adapter(vocab_size: int = 11, width: int = 8) -> CustomTransformerAdapter:
+    model = Transformer(vocab_size, n_layers=2, d_model=16, n_heads=2, d_ff=32, dropout=0.4, max_seq_len=width, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter *= 8
+    return CustomTransformerAdapter(model)
+
+
+def ids(n: int, vocab_size: int = 11) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, vocab_size, n).astype(np.int32)
+
+
+def total_by_hand(model: CustomTransformerAdapter, tokens: np.ndarray, width: int) -> float:
+    """-ln p of every token but the first, window after window, one at a time."""
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, width):
+            window = torch.from_numpy(tokens[start : start + width + 1].astype(np.int64))
+            logits_TV = model.logits(window[None, :-1])[0].double().log_softmax(dim=-1)
+            total -= float(logits_TV.gather(1, window[1:, None]).sum())
+    return total
+
+
+@pytest.mark.parametrize("n", [2, 9, 10, 33, 100])
+def test_every_token_counts_once_whatever_the_size_of_the_batches(n: int) -> None:
+    model, tokens = adapter(), ids(n)
+    expected = total_by_hand(model, tokens, 8)
+    for batch_size in (1, 2, 3, 5, 64):
+        loader = DataLoader(WindowDataset(tokens, 8), batch_size)
+        evaluation = evaluate(model.train(), loader, n_bytes=n - 1, device=CPU)
+        assert evaluation.n_tokens == n - 1
+        assert evaluation.total == pytest.approx(expected, rel=1e-5)
+        assert model.training  # as it was
+    assert evaluation.val_loss == pytest.approx(expected / (n - 1), rel=1e-5)
+    assert evaluation.perplexity == pytest.approx(math.exp(expected / (n - 1)), rel=1e-4)
+
+
+def test_a_limit_evaluates_the_first_batches() -> None:
+    model, tokens = adapter(), ids(100)
+    evaluation = evaluate(model, DataLoader(WindowDataset(tokens, 8), 2), n_bytes=48, device=CPU, max_batches=3)
+    assert evaluation.n_tokens == 48
+    assert evaluation.total == pytest.approx(total_by_hand(model, tokens[:49], 8), rel=1e-5)
+
+
+def test_bf16_evaluates_to_nearly_the_same() -> None:
+    model, loader = adapter(), DataLoader(WindowDataset(ids(200), 8), 4)
+    exact = evaluate(model, loader, n_bytes=199, device=CPU)
+    rough = evaluate(model, loader, n_bytes=199, device=CPU, precision="bf16")
+    assert rough.val_loss == pytest.approx(exact.val_loss, rel=0.02)
+    assert rough.val_loss != exact.val_loss
+
+
+def test_perplexity_beyond_a_float_is_infinite() -> None:
+    assert Evaluation(1e6, 1, 1).perplexity == math.inf
+    assert Evaluation(math.log(7), 1, 1).perplexity == pytest.approx(7)
+
+
+def test_bits_per_byte_count_the_bytes_of_the_text() -> None:
+    text = "naïve 😀 漢字 " * 20
+    tokenizer = CharTokenizer.from_text(text)
+    tokens = tokenizer.encode(text)
+    loader = DataLoader(WindowDataset(tokens, 7), 3)
+    n_bytes = count_bytes(loader, tokenizer, None)
+    assert n_bytes == len(text[1:].encode()) > len(text)
+    model = adapter(tokenizer.vocab_size, 7)
+    evaluation = evaluate(model, loader, n_bytes=n_bytes, device=CPU)
+    assert evaluation.bits_per_byte == pytest.approx(total_by_hand(model, tokens, 7) / math.log(2) / n_bytes, rel=1e-5)
+    assert count_bytes(loader, tokenizer, 2) == len(text[1:43].encode())
+    assert count_bytes(loader, None, None) == len(tokens) - 1
+
+
+def test_bits_per_byte_are_the_same_measure_for_every_tokenizer(tmp_path: Path) -> None:
+    """Two tokenizers of one text under a model that knows nothing: each costs ln V per token, over the same bytes."""
+    tiny_models.write_tokenizer(tmp_path)
+    text = tiny_models.text(300) + " naïve 😀"
+    for tokenizer in (HFTokenizer(tmp_path), CharTokenizer.from_text(text)):
+        tokens = tokenizer.encode(text)
+        loader = DataLoader(WindowDataset(tokens, 8), 4)
+        model = adapter(tokenizer.vocab_size)
+        with torch.no_grad():
+            model.model.embedding.weight.zero_()
+        n_bytes = count_bytes(loader, tokenizer, None)
+        assert n_bytes == len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
+        bits = evaluate(model, loader, n_bytes=n_bytes, device=CPU).bits_per_byte
+        assert bits == pytest.approx((len(tokens) - 1) * math.log2(tokenizer.vocab_size) / n_bytes, rel=1e-4)
+
+
+def test_losses_by_token_and_position_add_up_to_the_whole() -> None:
+    model, tokens = adapter(), ids(83)
+    loader = DataLoader(WindowDataset(tokens, 8), 4)
+    batches = list(loader)
+    losses = [token_losses(model, batch.inputs_BT, batch.targets_BT) for batch in batches]
+    assert sum(float(each.sum()) for each in losses) == pytest.approx(total_by_hand(model, tokens, 8), rel=1e-5)
+    assert bool((losses[-1][batches[-1].targets_BT == -100] == 0).all())
+    by_position = losses_by_position(model, loader)
+    counts = torch.tensor([11, 11] + [10] * 6)
+    assert float((by_position * counts).sum()) == pytest.approx(total_by_hand(model, tokens, 8), rel=1e-5)
+    assert torch.allclose(by_position[2:], torch.cat(losses)[:10].mean(dim=0)[2:].double(), atol=1e-5)
+
+
+# --- leaks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_leak_is_a_total_more_than_twenty_nats_below_the_floor() -> None:
+    for total, leaks in ((1000.0, False), (980.0, False), (979.0, True)):
+        assert Evaluation(total, 500, 500).leaks(1000.0) is leaks
+
+
+class Cheat(CustomTransformerAdapter):
+    """A model that looks at the token it is to predict: its inputs are moved one to the left."""
+
+    def loss(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        known = torch.where(targets_BT == -100, inputs_BT, targets_BT)
+        logits_BTV = (
+            torch.nn.functional.one_hot(known, self.vocab_size) * 12.0 + 0.0 * self.model.embedding.weight.sum()
+        )
+        return torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
+
+
+def leaking_trainer(cheat: bool, **changes: Any) -> tuple[Any, list[dict[str, Any]]]:
+    config = {
+        "n_layers": 1, "d_model": 8, "n_heads": 1, "d_ff": 8, "max_seq_len": 32, "train_ratio": 0.5, "batch_size": 16,
+        "eval_cadence": 1, "max_steps": 1, "seed": 0, "precision": "fp32", "sampling_max_length": 1, **changes,
+    }  # fmt: skip
+    trainer = lab.build(config, "storybook:20000")
+    if cheat:
+        trainer.model = Cheat(trainer.model.model)
+    told: list[dict[str, Any]] = []
+    trainer.listeners = [told.append]
+    return trainer, told
+
+
+def test_a_planted_leak_is_warned_of_and_an_honest_model_is_not() -> None:
+    trainer, told = leaking_trainer(cheat=True)
+    evaluation = trainer.evaluate()
+    assert evaluation.leaks(trainer.facts["floor_total"])
+    (warning,) = [event for event in told if event["event"] == "warning"]
+    assert "below the entropy of the text" in warning["message"]
+    assert "later tokens leak into earlier ones" in warning["message"]
+    trainer, told = leaking_trainer(cheat=False)
+    assert not trainer.evaluate().leaks(trainer.facts["floor_total"])
+    trainer, told = leaking_trainer(cheat=True, eval_batches=2)  # a part of the text has no floor
+    trainer.evaluate()
+    assert not [event for event in told if event["event"] == "warning"]

@@ -1,0 +1,174 @@
+"""Optimizers, their state as tensors, and schedules, by their numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lmlab.config import TrainingConfig
+from lmlab.optim import (
+    MuonWithAdamW,
+    create_optimizer,
+    learning_rate_at,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from lmlab.transformer import Transformer
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**changes)
+
+
+def tiny() -> Transformer:
+    return Transformer(11, n_layers=2, d_model=16, n_heads=2, d_ff=32, dropout=0.0, max_seq_len=8, seed=0)
+
+
+def train(model: Transformer, optimizer: torch.optim.Optimizer, steps: range) -> list[Tensor]:
+    """A few updates on batches that follow from the step; returns the weights."""
+    for step in steps:
+        ids_BT = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(step))
+        set_learning_rate(optimizer, 0.01 / (1 + step))
+        model(ids_BT).logsumexp(dim=-1).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_adamw_decays_matrices_and_nothing_else() -> None:
+    model = tiny()
+    optimizer = create_optimizer(model, config(learning_rate=0.1, weight_decay=0.5, beta1=0.8, beta2=0.99))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {n: decay[id(p)] for n, p in model.named_parameters()} == {
+        n: 0.5 if p.dim() >= 2 else 0.0 for n, p in model.named_parameters()
+    }
+    assert {(group["betas"], group["lr"]) for group in optimizer.param_groups} == {((0.8, 0.99), 0.1)}
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.allclose(parameter, old * (1 - 0.1 * 0.5) if old.dim() >= 2 else old, rtol=1e-6)
+
+
+def test_adamw_is_the_published_formula() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    rate, decay, beta1, beta2 = 0.01, 0.1, 0.9, 0.95
+    optimizer = create_optimizer(
+        model, config(learning_rate=rate, weight_decay=decay, beta1=beta1, beta2=beta2, max_steps=10)
+    )
+    w = model.weight.detach().double().clone()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t in range(1, 6):
+        g = torch.randn(2, 3, generator=torch.Generator().manual_seed(t))
+        model.weight.grad = g.clone()
+        optimizer.step()
+        m, v = beta1 * m + (1 - beta1) * g.double(), beta2 * v + (1 - beta2) * g.double() ** 2
+        update = (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
+        w = w * (1 - rate * decay) - rate * update
+    assert torch.allclose(model.weight.detach().double(), w, atol=1e-6)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = tiny()
+    model.embedding.weight.requires_grad_(False)
+    for optimizer_name in ("adamw", "muon"):
+        optimizer = create_optimizer(model, config(optimizer=optimizer_name))
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest() -> None:
+    model = tiny()
+    optimizer = create_optimizer(model, config(optimizer="muon", weight_decay=0.3))
+    assert isinstance(optimizer, MuonWithAdamW)
+    muon, adamw = optimizer.optimizers
+    held = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert {n for n, p in model.named_parameters() if id(p) in held} == {
+        n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2
+    }
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert held | others == {id(p) for p in model.parameters()}
+    assert not held & others
+    set_learning_rate(optimizer, 0.123)
+    assert all(group["lr"] == 0.123 for part in optimizer.optimizers for group in part.param_groups)
+    before = [p.detach().clone() for p in model.parameters()]
+    after = train(model, optimizer, range(1))
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_muon_steps_in_a_direction_without_scale() -> None:
+    model = nn.Linear(16, 8, bias=False)
+    optimizer = create_optimizer(model, config(optimizer="muon", learning_rate=0.1, weight_decay=0.0))
+    before = model.weight.detach().clone()
+    gradient = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    model.weight.grad = gradient * 1e-3
+    optimizer.step()
+    values = torch.linalg.svdvals(before - model.weight.detach())
+    assert float(values.max() / values.min()) < 2.0  # Newton-Schulz makes the update nearly orthogonal
+    expected = 0.1 * 0.2 * math.sqrt(16)  # 0.2 √max(rows, columns): the size of AdamW's steps (Liu et al. 2025)
+    assert float(values.mean()) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_the_state_goes_through_tensors_bit_for_bit(name: str, at: int) -> None:
+    straight = tiny()
+    expected = train(straight, create_optimizer(straight, config(optimizer=name)), range(8))
+    model = tiny()
+    optimizer = create_optimizer(model, config(optimizer=name))
+    train(model, optimizer, range(at))
+    saved = {key: tensor.clone() for key, tensor in optimizer_tensors(optimizer, model).items()}
+    assert bool(saved) == (at > 0)
+    resumed = tiny()
+    resumed.load_state_dict(model.state_dict())
+    fresh = create_optimizer(resumed, config(optimizer=name))
+    load_optimizer_tensors(fresh, resumed, saved)
+    got = train(resumed, fresh, range(at, 8))
+    assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
+    again = optimizer_tensors(fresh, resumed)
+    assert not saved or again.keys() == saved.keys()
+    assert all(again[key] is not saved[key] for key in saved)
+
+
+def test_state_that_fits_nothing_is_named() -> None:
+    model = tiny()
+    optimizer = create_optimizer(model, config())
+    for name, tensor in (("nobody.exp_avg", torch.zeros(3)), ("norm", torch.zeros(16))):
+        with pytest.raises(ValueError, match=f"tensor {name} belongs to no trained parameter"):
+            load_optimizer_tensors(optimizer, model, {name: tensor})
+    with pytest.raises(ValueError, match=r"norm\.weight\.exp_avg has shape \[3\], not \[16\]"):
+        load_optimizer_tensors(optimizer, model, {"norm.weight.exp_avg": torch.zeros(3)})
+
+
+def rates(decay_steps: int, steps: range, **changes: Any) -> list[float]:
+    settings = config(learning_rate=1.0, **changes)
+    return [learning_rate_at(step, settings, decay_steps) for step in steps]
+
+
+def test_the_values_of_the_schedules() -> None:
+    assert rates(100, range(1, 4)) == [1.0, 1.0, 1.0]
+    assert rates(100, range(1, 7), warmup_steps=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    linear = rates(14, range(4, 17), warmup_steps=4, lr_schedule="linear")
+    assert linear == pytest.approx([*(1.0 - 0.09 * k for k in range(11)), 0.1, 0.1])
+    cosine = rates(14, range(4, 17), warmup_steps=4, lr_schedule="cosine")
+    expected = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 10)) for k in range(11)]
+    assert cosine == pytest.approx([*expected, 0.1, 0.1])
+    assert cosine[5] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_never_rises_after_its_warmup_even_when_that_takes_all(schedule: str) -> None:
+    for warmup, decay in ((0, 1), (5, 20), (10, 10), (10, 3)):
+        values = rates(decay, range(1, 40), warmup_steps=warmup, lr_schedule=schedule)
+        after = values[max(0, warmup - 1) :]
+        assert after == sorted(after, reverse=True)
+        assert values[-1] == pytest.approx(0.1)
+        assert min(values) > 0

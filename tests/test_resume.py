@@ -1,0 +1,375 @@
+"""The resume proof: interrupted at any step and gone on with, a run is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from lmlab import checkpoint, events, lab
+from lmlab.data import Batch
+from lmlab.errors import CheckpointError, DataError, RunError, UsageError
+from lmlab.proof import TIMINGS, differing_tensor
+from lmlab.trainer import Trainer
+
+STEPS = 30
+EVERYTHING = {
+    **TINY, "precision": "fp32", "max_steps": STEPS, "dropout": 0.1, "lr_schedule": "cosine", "warmup_steps": 6,
+    "lr_decay_steps": 28, "gradient_accumulation_steps": 3, "batch_size": 2, "eval_cadence": 4, "eval_batches": 2,
+    "sampling_cadence": 5, "sampling_max_length": 20, "grad_clip": 0.5, "checkpoint_cadence": 1, "train_ratio": 0.9,
+    "hooks": ["activation_stats:3", "attention_entropy:4", "weight_norms:7"], "early_stopping_patience": 50,
+}  # fmt: skip
+Told = list[dict[str, Any]]
+
+
+def told_after(folder: Path, step: int) -> Told:
+    """What a run's log says of the steps after `step`, but for clocks, paths and the ends of sessions."""
+    session = ("run_start", "run_end", "checkpoint")
+    told = [event for event in events.read(folder / "log.jsonl") if event["event"] not in session]
+    return [{k: v for k, v in event.items() if k not in TIMINGS} for event in told if event["step"] > step]
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """The windows that every step was trained on, newest session last, by step."""
+    seen: dict[int, list[int]] = {}
+    real = Trainer.training_step
+
+    def noting(self: Trainer, batch: Batch) -> float:
+        seen[self.step + 1] = batch.windows_B.tolist()
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "training_step", noting)
+    return seen
+
+
+def interrupted_at(straight: Path, step: int, folder: Path) -> Path:
+    """A copy of a run as it was after `step`: its log up to there, and that one checkpoint."""
+    (folder / "checkpoints").mkdir(parents=True)
+    name = checkpoint.step_folder(Path(), step).name
+    shutil.copytree(straight / "checkpoints" / name, folder / "checkpoints" / name)
+    lines = (straight / "log.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+    (folder / "log.jsonl").write_bytes(b"".join(kept))
+    return folder
+
+
+def check_every_step(
+    config: dict[str, Any], data: Path | str, at: range, windows: dict[int, list[int]], tmp_path: Path
+) -> None:
+    """Train straight, then from every checkpoint of `at` to the end, and compare everything that came after it."""
+    straight = lab.run(config, data, run_name="straight", runs_dir=tmp_path, listeners=[]).folder
+    steps = int(config["max_steps"])
+    expected_windows = dict(windows)
+    expected = checkpoint.load(straight / "checkpoints" / f"step-{steps:08d}")
+    for step in at:
+        folder = interrupted_at(straight, step, tmp_path / f"at-{step}")
+        windows.clear()
+        torch.manual_seed(step)  # what the resuming process has drawn before is of no account
+        resumed = lab.resume(folder, runs_dir=tmp_path, listeners=[], checkpoint_cadence=None)
+        assert resumed.status == "completed"
+        assert windows == {k: v for k, v in expected_windows.items() if k > step}
+        assert told_after(folder, step) == told_after(straight, step)
+        assert differing_tensor(expected, checkpoint.load(folder / "checkpoints" / f"step-{steps:08d}")) is None
+        shutil.rmtree(folder)
+
+
+def test_interrupted_at_every_step_of_thirty(corpus: Path, tmp_path: Path, windows: dict[int, list[int]]) -> None:
+    check_every_step(EVERYTHING, corpus, range(1, STEPS), windows, tmp_path)
+    told = told_after(tmp_path / "straight", 0)
+    counts = {name: sum(event["event"] == name for event in told) for name in ("step", "eval", "sample", "hook")}
+    assert counts == {"step": 30, "eval": 8, "sample": 6, "hook": 10 + 7 + 4}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "muon", "lr_schedule": "linear"},
+        {"precision": "bf16", "activation_checkpointing": True},
+        {"lr_decay_steps": None, "early_stopping_patience": 3, "learning_rate": 0.1, "grad_clip": None},
+    ],
+    ids=["muon", "bf16", "early stopping"],
+)
+def test_interrupted_with_other_settings(
+    changes: dict[str, Any], corpus: Path, tmp_path: Path, windows: dict[int, list[int]]
+) -> None:
+    config = {**EVERYTHING, "max_steps": 12, "lr_decay_steps": 11, "hooks": [], **changes}
+    if "early_stopping_patience" in changes:  # ends by itself, at the same step in both
+        config |= {"eval_cadence": 1, "max_steps": 40}
+        ended = lab.run(config, corpus, run_name="first", runs_dir=tmp_path, listeners=[]).step
+        assert 3 < ended < 40
+        straight = tmp_path / "first"
+        for step in (1, ended // 2, ended - 1):
+            folder = interrupted_at(straight, step, tmp_path / f"at-{step}")
+            assert lab.resume(folder, runs_dir=tmp_path, listeners=[]).step == ended
+            assert told_after(folder, step) == told_after(straight, step)
+        return
+    check_every_step(config, corpus, range(1, 12, 3), windows, tmp_path)
+
+
+def test_a_run_made_longer_is_the_run_that_was_long_from_the_start(corpus: Path, tmp_path: Path) -> None:
+    """The schedule ends where it would have, and what ended the short run leaves no trace in the long one."""
+    config = {**EVERYTHING, "lr_decay_steps": 10, "warmup_steps": 2, "checkpoint_cadence": None}
+    long = lab.run({**config, "max_steps": 10}, corpus, run_name="long", runs_dir=tmp_path, listeners=[])
+    short = lab.run({**config, "max_steps": 3}, corpus, run_name="short", runs_dir=tmp_path, listeners=[])
+    longer = short.resume(max_steps=7, listeners=[]).resume(max_steps=10, listeners=[])
+    assert longer.folder == short.folder
+    assert longer.run_id == "short"
+    assert told_after(short.folder, 7) == told_after(long.folder, 7)
+    ends = [checkpoint.load(run.folder / "checkpoints" / "step-00000010") for run in (long, longer)]
+    assert differing_tensor(*ends) is None
+    kinds = [event["kind"] for event in events.read(short.folder / "log.jsonl") if event["event"] == "run_start"]
+    assert kinds == ["new", "resumed", "resumed"]
+    steps = [event["step"] for event in events.read(short.folder / "log.jsonl") if event["event"] == "step"]
+    assert steps == list(range(1, 11))
+
+
+def test_without_decay_steps_the_schedule_ends_with_the_first_start(corpus: Path, tmp_path: Path) -> None:
+    config = {**TINY, "lr_schedule": "linear", "learning_rate": 1.0e-3, "max_steps": 4}
+    run = lab.run(config, corpus, run_name="r", runs_dir=tmp_path, listeners=[]).resume(max_steps=6, listeners=[])
+    rates = [event["learning_rate"] for event in events.read(run.log_path) if event["event"] == "step"]
+    assert rates[3:] == pytest.approx([1e-4] * 3)
+
+
+def test_what_listeners_draw_does_not_reach_the_run(corpus: Path, tmp_path: Path) -> None:
+    config = {**EVERYTHING, "max_steps": 6, "checkpoint_cadence": 3}
+    quiet = lab.run(config, corpus, run_name="quiet", runs_dir=tmp_path, listeners=[])
+
+    def noisy(_: dict[str, Any]) -> None:
+        torch.rand(7)
+        torch.manual_seed(3)
+
+    loud = lab.run(config, corpus, run_name="loud", runs_dir=tmp_path, listeners=[noisy])
+    assert told_after(loud.folder, -1) == told_after(quiet.folder, -1)
+    resumed = lab.resume(loud.folder / "checkpoints" / "step-00000003", runs_dir=tmp_path, listeners=[noisy])
+    assert told_after(resumed.folder, -1) == told_after(quiet.folder, -1)
+
+
+def test_a_drawn_seed_is_logged_and_repeats_the_run(corpus: Path, tmp_path: Path) -> None:
+    config = {**TINY, "seed": None, "dropout": 0.1}
+    first = lab.run(config, corpus, run_name="first", runs_dir=tmp_path, listeners=[])
+    other = lab.run(config, corpus, run_name="other", runs_dir=tmp_path, listeners=[])
+    seed = events.read(first.log_path)[0]["seed"]
+    assert isinstance(seed, int)
+    assert seed != events.read(other.log_path)[0]["seed"]
+    again = lab.run({**config, "seed": seed}, corpus, run_name="again", runs_dir=tmp_path, listeners=[])
+    assert told_after(again.folder, 0) == told_after(first.folder, 0)
+    assert told_after(other.folder, 0) != told_after(first.folder, 0)
+    resumed = lab.resume(first.folder / "checkpoints" / "step-00000003", runs_dir=tmp_path, listeners=[], seed=None)
+    assert told_after(resumed.folder, 0) == told_after(again.folder, 0)
+    assert events.read(resumed.log_path)[-1]["status"] == "completed"
+    assert [e["seed"] for e in events.read(resumed.log_path) if e["event"] == "run_start"] == [seed, seed]
+
+
+def test_the_threads_of_the_run_are_taken_up_again(corpus: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run = lab.run(TINY, corpus, run_name="r", runs_dir=tmp_path, listeners=[])
+    torch.set_num_threads(2)
+    run.resume(max_steps=8, listeners=[])
+    assert torch.get_num_threads() == 1
+    starts = [event for event in events.read(run.log_path) if event["event"] == "run_start"]
+    assert [start["threads"] for start in starts] == [1, 1]
+
+
+def test_two_processes_write_the_same_log(lab_command: Callable[..., Any], tiny_yaml: Path, corpus: Path) -> None:
+    logs = []
+    for name in ("one", "other"):
+        arguments = ("--config", tiny_yaml, "--data", corpus, "--run-name", name, "--set", "eval_cadence=2")
+        done = lab_command(*arguments, "--set", "dropout=0.2", "--set", "sampling_cadence=3")
+        assert done.returncode == 0, done.stderr
+        read = events.read(Path("runs") / name / "log.jsonl")
+        logs.append([{k: v for k, v in event.items() if k not in TIMINGS} for event in read])
+    assert logs[0] == logs[1]
+    assert [event["event"] for event in logs[0]].count("step") == 6
+    ends = [checkpoint.load(Path("runs") / name / "checkpoints" / "step-00000006") for name in ("one", "other")]
+    assert differing_tensor(*ends) is None
+
+
+# --- what may change on resume, and what may not --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A run of six steps with checkpoints at 3 and 6; tests copy it."""
+    runs = tmp_path_factory.mktemp("runs")
+    data = runs / "corpus.txt"
+    shutil.copy(corpus, data)
+    return lab.run(TINY, data, run_name="r-1", runs_dir=runs, listeners=[]).folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(finished, tmp_path / "runs" / "r-1")
+    return tmp_path / "runs" / "r-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "before"),
+    [
+        ("n_layers", 3, 2), ("d_model", 64, 32), ("n_heads", 4, 2), ("d_ff", 32, 64), ("dropout", 0.5, 0.1),
+        ("max_seq_len", 32, 16), ("train_ratio", 0.5, 0.95), ("seed", 8, 7), ("optimizer", "muon", "adamw"),
+        ("tokenizer_override", "char", None), ("resize_embeddings", True, False), ("model_name", "other", None),
+    ],
+)  # fmt: skip
+def test_what_contradicts_the_checkpoint_is_refused_with_both_values(
+    run: Path, name: str, value: object, before: object
+) -> None:
+    content = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(UsageError) as raised:
+        lab.resume(run, listeners=[], max_steps=9, **{name: value})
+    assert f"{name}={value} contradicts the checkpoint {run}" in str(raised.value)
+    assert f"which has {name}={before}" in str(raised.value)
+    assert sorted(path.name for path in run.rglob("*")) == content
+    Path("changes.yaml").write_text(f"{name}: {json.dumps(value)}\n")
+    with pytest.raises(UsageError, match=f"{name}=.* contradicts"):
+        lab.resume(run, listeners=[], config="changes.yaml")
+    same = lab.resume(run, listeners=[], max_steps=7, **{name: before})  # to say what is so is no contradiction
+    assert same.status == "completed"
+
+
+def test_what_the_user_names_wins_and_is_logged(run: Path) -> None:
+    Path("changes.yaml").write_text("learning_rate: 0.001\neval_cadence: 2\nmax_steps: 7\n")
+    resumed = lab.resume(run, listeners=[], config="changes.yaml", max_steps=8, batch_size=2, hooks=["weight_norms:1"])
+    starts = [event for event in events.read(run / "log.jsonl") if event["event"] == "run_start"]
+    config = starts[-1]["config"]
+    assert (config["learning_rate"], config["eval_cadence"], config["max_steps"], config["batch_size"]) == (
+        1e-3,
+        2,
+        8,
+        2,
+    )
+    assert config["d_model"] == 32
+    assert starts[-1]["kind"] == "resumed"
+    assert starts[-1]["resumed_from"] == str(run / "checkpoints" / "step-00000006")
+    assert resumed.step == 8
+    told = told_after(run, 6)
+    assert {event["event"] for event in told} == {"step", "eval", "hook", "sample"}
+    assert [e["learning_rate"] for e in told if e["event"] == "step"] == [1e-3, 1e-3]
+    assert "learning_rate: 0.001" in (run / "config.yaml").read_text()
+    saved = checkpoint.load(run / "checkpoints" / "step-00000008")
+    assert saved.state["data"]["position"] == 6 * 4 + 2 * 2
+
+
+def test_a_run_that_is_done_is_left_as_it_is(run: Path) -> None:
+    before = (run / "log.jsonl").read_bytes()
+    for steps in (None, 6, 4):
+        changes = {} if steps is None else {"max_steps": steps}
+        done = lab.resume(run, listeners=[], **changes)
+        assert done.was_done
+        assert done.status == "completed"
+    assert (run / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("named", ["folder", "id", "checkpoint", "relative checkpoint", "relative run"])
+def test_a_checkpoint_a_run_folder_and_a_run_id_all_lead_on(
+    run: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Path | str] = {
+        "folder": run, "id": "r-1", "checkpoint": run / "checkpoints" / "step-00000006",
+        "relative checkpoint": "step-00000006", "relative run": ".",
+    }  # fmt: skip
+    if named.startswith("relative"):
+        monkeypatch.chdir(run / "checkpoints" if named.endswith("checkpoint") else run)
+    resumed = lab.resume(where[named], listeners=[], max_steps=7)
+    assert resumed.folder.resolve() == run
+    assert [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"] == list(range(1, 8))
+
+
+def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint or run at nowhere; give a checkpoint folder"):
+        lab.resume("nowhere", listeners=[])
+    with pytest.raises(CheckpointError, match=r"log\.jsonl is a file, not a checkpoint"):
+        lab.resume(run / "log.jsonl", listeners=[])
+    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+        lab.resume(tmp_path, listeners=[])
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoints; start it again"):
+        lab.resume(run, listeners=[])
+    (run / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="the run saved none"):
+        lab.resume(run, listeners=[])
+
+
+# --- moved data, moved runs, damaged checkpoints --------------------------------------------------------------------
+
+
+def test_data_that_moved_is_found_with_data_and_other_text_is_refused(run: Path, corpus: Path, tmp_path: Path) -> None:
+    state = json.loads((run / "checkpoints" / "step-00000006" / "state.json").read_text())
+    original = Path(state["data"]["path"])
+    moved = tmp_path / "moved.txt"
+    original.rename(moved)
+    try:
+        with pytest.raises(DataError, match=r"the run's data cannot be read again: .*say where it is now with --data"):
+            lab.resume(run, listeners=[], max_steps=7)
+        original.write_text(corpus.read_text().replace("cat", "cow"))
+        with pytest.raises(DataError) as raised:
+            lab.resume(run, listeners=[], max_steps=7)
+        assert "is not the text that the run was trained on" in str(raised.value)
+        assert state["data"]["sha256"][:12] in str(raised.value)
+        with pytest.raises(DataError, match=r"no data at .*none\.txt"):
+            lab.resume(run, listeners=[], max_steps=7, data="none.txt")
+        lab.resume(run, listeners=[], max_steps=7, data=moved)
+        start = [event for event in events.read(run / "log.jsonl") if event["event"] == "run_start"][-1]
+        assert start["data"]["path"] == str(moved)
+        assert start["data"]["sha256"] == state["data"]["sha256"]
+        lab.resume(run, listeners=[], max_steps=8)  # and is remembered
+    finally:
+        shutil.copy(corpus, original)
+
+
+def test_a_run_goes_on_where_it_was_moved_to(run: Path, tmp_path: Path) -> None:
+    home = tmp_path / "archive" / "renamed"
+    home.parent.mkdir()
+    run.rename(home)
+    resumed = lab.resume(home, listeners=[], max_steps=7)
+    assert resumed.folder == home
+    assert not run.exists()
+    assert {event["run_id"] for event in events.read(home / "log.jsonl")} == {"r-1"}
+    assert checkpoint.steps(home / "checkpoints") == [3, 6, 7]
+
+
+def test_a_copied_checkpoint_goes_on_in_a_folder_of_the_same_id_unless_that_is_there(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "checkpoints" / "step-00000003", tmp_path / "copy")
+    with pytest.raises(RunError, match=r"is a copy outside of its run, and .*r-1 exists; resume that run instead"):
+        lab.resume(tmp_path / "copy", listeners=[])
+    run.rename(tmp_path / "away")
+    resumed = lab.resume(tmp_path / "copy", listeners=[])
+    assert resumed.folder == run
+    assert [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"] == [4, 5, 6]
+    assert told_after(run, 3) == told_after(tmp_path / "away", 3)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_run_falls_back_with_a_warning(
+    run: Path, tmp_path: Path, damage: str
+) -> None:
+    newest = run / "checkpoints" / "step-00000006"
+    path = newest / ("manifest.json" if damage == "manifest" else "optimizer.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content[: -7 if damage == "cut" else None])
+    before = told_after(run, 3)
+    with pytest.raises(CheckpointError, match="step-00000006"):
+        lab.resume(newest, listeners=[], max_steps=7)
+    told: Told = []
+    resumed = lab.resume(run, listeners=[told.append], max_steps=7)
+    (warning,) = [event for event in told if event["event"] == "warning"]
+    assert "step-00000006" in warning["message"]
+    assert warning["message"].endswith("going on from step-00000003")
+    assert resumed.status == "completed"
+    steps = [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"]
+    assert steps == list(range(1, 8))
+    again = [event for event in told_after(run, 3) if event["step"] <= 6 and event["event"] == "step"]
+    assert again == [event for event in before if event["event"] == "step"]
+    assert checkpoint.steps(run / "checkpoints") == [3, 6, 7]
+    checkpoint.verify(newest)  # made again
+    assert (run / "superseded-1" / "step-00000006").is_dir()

@@ -1,0 +1,91 @@
+"""Letting a checkpoint, a run or a model write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from lmlab import events, lab
+from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.errors import LabError, TokenizerError, UsageError
+from lmlab.generate import SamplingSettings
+from lmlab.sampling import sampling_settings, until_end, write, write_samples
+from lmlab.tokenizers import CharTokenizer
+from lmlab.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> lab.Run:
+    config = {**TINY, "precision": "fp32", "sampling_prompt": "The cat", "sampling_max_length": 9}
+    return lab.run(config, corpus, run_name="r-1", runs_dir=tmp_path_factory.mktemp("runs"), listeners=[])
+
+
+def test_a_run_its_folder_its_id_and_its_checkpoint_write_the_same(run: lab.Run) -> None:
+    sample = [event["sample_text"] for event in events.read(run.log_path) if event["event"] == "sample"][-1]
+    assert sample.startswith("The cat")
+    assert len(sample) == 7 + 9
+    newest = run.folder / "checkpoints" / "step-00000006"
+    for where in (run, run.folder, newest):
+        assert write_samples(where) == [sample]
+    assert write_samples("r-1", runs_dir=run.folder.parent) == [sample]
+    longer = [write_samples(where, sampling_max_length=80) for where in (newest, newest.with_name("step-00000003"))]
+    assert longer[0] != longer[1]
+
+
+def test_many_texts_are_drawn_together_and_differ(run: lab.Run) -> None:
+    texts = write_samples(run.folder, "T", n=4, sampling_max_length=30)
+    assert len(set(texts)) == 4
+    assert all(text.startswith("T") and len(text) == 31 for text in texts)
+    assert write_samples(run.folder, "T", n=4, sampling_max_length=30) == texts
+    assert write_samples(run.folder, "T", n=4, sampling_max_length=30, sampling_seed=1) != texts
+    cold = write_samples(run.folder, "T", n=3, sampling_temperature=0)
+    assert len(set(cold)) == 1
+
+
+def test_what_cannot_be_written_is_said(run: lab.Run) -> None:
+    with pytest.raises(UsageError, match="0 samples cannot be drawn"):
+        write_samples(run.folder, n=0)
+    with pytest.raises(UsageError, match="d_model does not change a sample"):
+        write_samples(run.folder, d_model=8)
+    with pytest.raises(TokenizerError, match="an empty prompt"):
+        write_samples(run.folder, "")
+    with pytest.raises(TokenizerError, match="'Ω'"):
+        write_samples(run.folder, "TheΩ")
+    with pytest.raises(LabError, match="no checkpoint or run at nothing"):
+        write_samples("nothing")
+    with pytest.raises(LabError, match="sampling_temperature"):
+        write_samples(run.folder, sampling_temperature=-1.0)
+
+
+def test_the_settings_come_from_the_config(run: lab.Run) -> None:
+    config = lab.read_config(None, sampling_max_length=5, sampling_temperature=0.5, sampling_top_k=3, sampling_seed=9)
+    assert sampling_settings(config) == SamplingSettings(5, 0.5, 3, None, 9)
+
+
+def test_every_token_of_the_first_text_is_told_and_the_model_stays_as_it_was() -> None:
+    tokenizer = CharTokenizer.from_text("abc 😀")
+    model = Transformer(5, n_layers=1, d_model=8, n_heads=1, d_ff=8, dropout=0.5, max_seq_len=4, seed=0)
+    adapter, told = CustomTransformerAdapter(model).train(), []
+    settings = SamplingSettings(20, seed=3)
+    texts = write(adapter, tokenizer, "ab", 2, settings, precision="fp32", on_token=told.append)
+    assert "ab" + "".join(told) == texts[0]
+    assert adapter.training
+    torch.manual_seed(5)
+    assert write(adapter, tokenizer, "ab", 2, settings, precision="fp32") == texts
+
+
+@pytest.mark.parametrize(
+    ("row", "n_prompt", "end", "kept"),
+    [
+        ([5, 0, 6, 7, 0, 0, 0], 2, 0, [5, 0, 6, 7, 0]),
+        ([5, 0, 6, 7], 2, 0, [5, 0, 6, 7]),
+        ([5, 6, 7], 1, None, [5, 6, 7]),
+        ([0, 0], 1, 0, [0, 0]),
+    ],
+)
+def test_what_fills_a_text_that_ended_is_left_out(row: list[int], n_prompt: int, end: Any, kept: list[int]) -> None:
+    assert until_end(row, n_prompt, end) == kept
