@@ -386,10 +386,10 @@ def validate_config(options: argparse.Namespace) -> int:
 def list_runs(options: argparse.Namespace) -> int:
     """The runs, newest first, as a table or JSON."""
     from lmlab.config import find_runs_dir
-    from lmlab.record import find_runs
+    from lmlab.record import Record, find_runs
     from lmlab.runs_table import render, row
 
-    runs = find_runs(find_runs_dir(options.runs_dir))
+    runs = find_runs(find_runs_dir(options.runs_dir), Record)
     print(json.dumps([row(run) for run in runs], indent=2) if options.json else render(runs))
     return 0
 

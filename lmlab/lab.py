@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import secrets
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmlab import devices, loading, provenance, storybook
 from lmlab.adapters.base import BaseAdapter
@@ -303,11 +304,15 @@ def register(
 
 
 class Run(Record):
-    """A run as a notebook holds it: its record (see `Record`), and its model in memory once it is asked for.
+    """A run as a notebook holds it: its record (see `Record`), and the model that it trained.
 
+    The model of the run that trained last stays in memory; that of an earlier one comes from its newest checkpoint, so
+    that a notebook which keeps many runs (IPython keeps every result of a cell) holds one model.
     stopped_by: the number of the signal that ended the last session, None where it ended by itself. was_done: there
     was nothing left to resume.
     """
+
+    _holder: ClassVar[weakref.ref[Run] | None] = None  # the run whose model is in memory
 
     def __init__(
         self,
@@ -319,12 +324,17 @@ class Run(Record):
     ) -> None:
         super().__init__(folder)
         self.stopped_by, self.was_done = stopped_by, was_done
-        self._trainer = trainer
+        self._held: tuple[BaseAdapter, Tokenizer] | None = None
+        if trainer is not None and trainer.tokenizer is not None:
+            before = Run._holder() if Run._holder is not None else None
+            if before is not None:
+                before._held = None
+            self._held, Run._holder = (trainer.model, trainer.tokenizer), weakref.ref(self)
 
     def load(self, checkpoint_folder: Path | None = None) -> tuple[BaseAdapter, Tokenizer]:
         """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""
-        if self._trainer is not None and self._trainer.tokenizer is not None and checkpoint_folder is None:
-            return self._trainer.model, self._trainer.tokenizer
+        if self._held is not None and checkpoint_folder is None:
+            return self._held
         saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)
         return loading.load_model_and_tokenizer(saved.folder)
 

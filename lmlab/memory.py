@@ -75,7 +75,9 @@ class Shape:
 def shape_of(architecture: Mapping[str, Any]) -> Shape:
     """The shape that a `config.json` describes: the lab's own, or one of transformers under any of its usual names."""
     if architecture.get("model_type") == "custom-transformer":
-        values = {name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")}
+        values = {
+            name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")
+        }
         return Shape(custom=True, attention_width=values["d_model"], key_value_width=values["d_model"], **values)
     nested = architecture.get("text_config")
     values = {**architecture, **(nested if isinstance(nested, Mapping) else {})}
@@ -154,7 +156,8 @@ def estimate(
     weights = gradients = FLOAT * n_parameters
     optimizer = optimizer_bytes(shape, config, n_parameters)
     activations = activation_bytes(shape, config, precision, device)
-    at_once = taking_turns(gradients, activations, FLOAT * shape.head, config.gradient_accumulation_steps)
+    # In one backward pass gradients appear as activations go; from a second one on, all of them are there.
+    at_once = gradients + activations if config.gradient_accumulation_steps > 1 else max(gradients, activations)
     libraries, allocator = (LIBRARIES, round(HOLES * activations)) if device == "cpu" else (0, 0)
     n_checkpoints, n_at_peak = checkpoints_kept(config)
     log = LOG_LINE * config.max_steps
@@ -192,16 +195,6 @@ def optimizer_bytes(shape: Shape, config: TrainingConfig, n_parameters: int) -> 
     return FLOAT * (2 * n_parameters - with_muon)
 
 
-def taking_turns(gradients: int, activations: int, head_gradient: int, accumulation_steps: int) -> int:
-    """Gradients and activations at their common peak.
-
-    In one backward pass, gradients appear as activations go, the head's first; from a second one on, all are there.
-    """
-    if accumulation_steps > 1:
-        return gradients + activations
-    return max(gradients, activations + head_gradient)
-
-
 def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, device: str) -> int:
     """What the forward pass of a micro-batch keeps for the backward pass, and what is made for a moment at the peak.
 
@@ -215,7 +208,8 @@ def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, devic
     block = block_bytes(shape, B, T, width, device)
     outside = outer_bytes(shape, B, T, width, device) + head_copy
     loss = head_bytes(shape, B * T, width)
-    moment = residual + width * B * T * shape.d_ff  # the residual's gradient, and that of the widest activation
+    # The gradients of the head, which comes first, of the residual, and of the widest activation.
+    moment = FLOAT * shape.head + residual + width * B * T * shape.d_ff
     if not config.activation_checkpointing:
         return shape.n_layers * block + copies + outside + max(loss, moment)
     inputs = shape.n_layers * residual + outside
@@ -270,15 +264,13 @@ def outer_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
 
 
 def head_bytes(shape: Shape, N: int, width: int) -> int:
-    """The peak of the loss: log-probabilities and two gradients of them, fp32, by which time the logits are gone.
-
-    In chunks, these are one chunk's; or its gradient, beside the head's gradient of one chunk that is added to that of
-    those before (see `taking_turns`), and under autocast a copy of the head.
-    """
-    elements = FLOAT * min(N * shape.vocab_size, LOGITS_AT_ONCE)
+    """The peak of the loss: log-probabilities and two gradients of them, fp32, by which time the logits are gone; or
+    one of these beside the head's gradient. In chunks, beside that of the chunks before."""
+    elements, gradient = FLOAT * min(N * shape.vocab_size, LOGITS_AT_ONCE), width * shape.head
     if N * shape.vocab_size <= LOGITS_AT_ONCE:
-        return 3 * elements
-    return max(3 * elements, elements + width * shape.head * (2 if width < FLOAT else 1))
+        return max(3 * elements, elements + gradient)
+    copy = width * shape.head if width < FLOAT else 0  # autocast makes another one where a chunk is computed again
+    return max(3 * elements + gradient, elements + 2 * gradient + copy)
 
 
 # --- disk and time ----------------------------------------------------------------------------------------------

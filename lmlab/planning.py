@@ -122,9 +122,7 @@ class Report:
         }
 
 
-def check_config(
-    path: str | Path, data: str | Path | None = None, *, models_dir: str | Path | None = None
-) -> Report:
+def check_config(path: str | Path, data: str | Path | None = None, *, models_dir: str | Path | None = None) -> Report:
     """Check a config file with the text and the model it would be run with, and say what that takes.
 
     Nothing is trained, and no weights are made or read. data: as for `lab.build`. Raises the LabError that training

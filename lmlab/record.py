@@ -172,7 +172,7 @@ def _whole_lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
         yield pending, end + len(pending)
 
 
-def find_runs(runs_dir: Path | str, kind: type[AnyRecord] = Record) -> list[AnyRecord]:  # type: ignore[assignment]
+def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:
     """The runs in a folder as records of a kind, newest first; none where there is no such folder."""
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():

@@ -35,7 +35,7 @@ Source = Run | str  # who writes and is looked at: a run, or the name of a regis
 
 def runs(runs_dir: str | Path | None = None) -> cards.Runs:
     """All runs, newest first, as a list that shows itself as a table."""
-    return cards.Runs(Run(record.folder) for record in find_runs(find_runs_dir(runs_dir)))
+    return cards.Runs(find_runs(find_runs_dir(runs_dir), Run))
 
 
 def models(models_dir: str | Path | None = None) -> cards.Models:

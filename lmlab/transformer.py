@@ -1,7 +1,7 @@
 """The custom Transformer, complete in one file: a decoder in the manner of GPT-2 with rotary positions.
 
-Pre-norm blocks (Xiong et al. 2020) of causal attention and a GELU feed-forward, queries and keys normalised, which
-learns faster (Henry et al. 2020), rotary positions (Su et al. 2021), scaled initialisation of what writes to the
+Pre-norm blocks (Xiong et al. 2020) of causal attention and a squared-ReLU feed-forward, queries and keys normalised
+(Henry et al. 2020), rotary positions (Su et al. 2021), scaled initialisation of what writes to the
 residual stream (Radford et al. 2019), input and output embeddings tied (Press and Wolf 2017). Attention reaches back
 over at most `max_seq_len` tokens, so that text of any length can be sampled: a window that slides (Beltagy et al. 2020)
 and that a key-value cache follows.
@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 EXPLICIT_ATTENTION_KEYS = 512
 ATTENTION_BLOCK = 64  # queries to a block: smaller ones skip more scores, and make smaller products
 
-NORM_GAIN = 3.0  # of every norm before the first step, see `Transformer.initialise`
 QUERY_KEY_GAIN = 1.2  # of normalised queries and keys: scores may then reach 1.44 × √K, enough to look at one token
 
 
@@ -173,7 +172,7 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
     T, S = q_BHTK.size(-2), k_BHSK.size(-2)
     if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and S <= EXPLICIT_ATTENTION_KEYS:
         if mask_TS is None and T == S:
-            return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)  # type: ignore[no-any-return]
+            return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)
         return attention_probabilities(q_BHTK, k_BHSK, mask_TS) @ v_BHSK
     return F.scaled_dot_product_attention(
         q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_TS, is_causal=mask_TS is None and T > 1
@@ -210,7 +209,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices with a GELU between them (Hendrycks and Gimpel 2016)."""
+    """Two matrices with a squared ReLU between them (So et al. 2021), which here learns faster than a GELU."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
         super().__init__()
@@ -219,7 +218,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = F.gelu(self.input(x_BTD))
+        h_BTF = F.relu(self.input(x_BTD)).square()
         return dropout(self.output(h_BTF), self.dropout, self.training)
 
 
@@ -275,20 +274,15 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int | None) -> None:
-        """Normal weights of deviation 0.02; what writes to the residual stream is scaled by 1/√(2 × layers).
-
-        Norms begin at NORM_GAIN and the matrices that read from them that much smaller: the same function, but an
-        optimizer whose steps do not depend on the size of a gradient turns those matrices that much faster.
-        """
+        """Normal weights of deviation 0.02; what writes to the residual stream is scaled by 1/√(2 × layers)."""
         generator = None
         if seed is not None and self.embedding.weight.device.type != "meta":
             generator = torch.Generator(self.embedding.weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(NORM_GAIN)
+                parameter.fill_(1.0)
             else:
-                writes = name.endswith("output.weight")
-                scale = 1.0 / math.sqrt(2 * self.n_layers) if writes else 1.0 / NORM_GAIN
+                scale = 1.0 / math.sqrt(2 * self.n_layers) if name.endswith("output.weight") else 1.0
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
 
     def architecture(self) -> dict[str, int | float]:
@@ -317,7 +311,7 @@ class Transformer(nn.Module):
         T, start = ids_BT.size(1), cache.position if cache is not None else 0
         table_2TK = self._rotary(start + T)[:, start : start + T]
         mask_TS = self._mask(T, min(start, self.max_seq_len - 1) + T, segments_BT)
-        x_BTD = dropout(self.embedding(ids_BT), self.dropout, self.training)
+        x_BTD = self.embedding(ids_BT)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 x_BTD = checkpoint(block, x_BTD, table_2TK, mask_TS, cache, layer, use_reentrant=False)

@@ -311,8 +311,8 @@ def test_runs_are_found_newest_first(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "log.jsonl").touch()
     (tmp_path / "no-run").mkdir()
-    assert [record.run_id for record in find_runs(tmp_path)] == ["a", "c", "b"]
-    assert find_runs(tmp_path / "missing") == []
+    assert [record.run_id for record in find_runs(tmp_path, Record)] == ["a", "c", "b"]
+    assert find_runs(tmp_path / "missing", Record) == []
 
 
 def test_a_deleted_run_is_gone_and_nothing_else_is(tmp_path):

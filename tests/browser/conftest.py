@@ -51,7 +51,6 @@ START_SECONDS = 60.0
 END_SECONDS = 20.0
 
 
-
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Plain pytest, which leaves these tests out, needs no Playwright; with `-m browser` it has to be there."""
     asked_for = config.getoption("-m") == "browser"
@@ -66,7 +65,7 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "configs", home / "configs")
     left_behind = shutil.ignore_patterns(".ipynb_checkpoints", "runs", "models")
-    shutil.copytree(ROOT / "notebooks" if (ROOT / "notebooks").is_dir() else "/tmp/bw/nb", home / "notebooks", ignore=left_behind)
+    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=left_behind)
     folders = {name: tmp_path_factory.mktemp(name) for name in ("config", "data", "runtime", "ipython")}
     overrides = folders["config"] / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir()

@@ -180,7 +180,9 @@ class NotebookPage:
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
         before = self.page.viewport_size
         assert before is not None
-        tall = self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-Notebook *')].map(e => e.scrollHeight))")
+        tall = self.page.evaluate(
+            "Math.max(...[...document.querySelectorAll('.jp-Notebook *')].map(e => e.scrollHeight))"
+        )
         self.page.set_viewport_size({"width": before["width"], "height": min(tall + EDGES, TALLEST)})
         brightness = {}
         for theme in ("dark", "light"):

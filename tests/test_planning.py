@@ -1,0 +1,227 @@
+"""What is said before a run, and `validate-config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from lmlab import hub, lab, planning
+from lmlab.config import TrainingConfig
+from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("default", "small-model", "large-model", "fast-training", "detailed-eval", "custom-transformer")
+
+
+def written(folder: Path, **values: Any) -> Path:
+    path = folder / "config.yaml"
+    TrainingConfig(**values).to_yaml(path)
+    return path
+
+
+@pytest.fixture
+def tiny_qwen(tmp_path: Path) -> str:
+    """The name of a registered random Qwen that takes windows of 128 tokens at most."""
+    hub.import_model(str(tiny_models.make(tmp_path / "source")), name="tiny", models_dir=None)
+    return "tiny"
+
+
+# --- the line before training
+
+
+def test_the_plan_is_one_line_with_what_the_run_takes(tiny: dict[str, Any], corpus: Path):
+    trainer = lab.build(tiny, corpus)
+    plan = planning.plan(trainer)
+    n_train = trainer.facts["data"]["n_train"]
+    assert plan.estimate.n_parameters == trainer.model.n_parameters()
+    assert plan.estimate.tokens == 6 * 4 * 16
+    assert plan.estimate.epochs == 6 * 4 * 16 / n_train
+    line = str(plan)
+    assert "\n" not in line
+    assert line.startswith("plan: ")
+    for part in ("k parameters, 384 tokens (0.0 epochs), about ", " MB of memory, ", " s, ", " on disk"):
+        assert part in line
+
+
+def test_the_plan_counts_what_is_left(tiny: dict[str, Any], corpus: Path):
+    trainer = lab.build(tiny, corpus)
+    trainer.step = 4
+    assert planning.plan(trainer).estimate.tokens == 2 * 4 * 16
+
+
+def test_the_plan_of_a_trainer_without_a_run(tiny: dict[str, Any], corpus: Path):
+    trainer = lab.build(tiny, corpus)
+    trainer.facts, trainer.val_dataloader = {}, None
+    assert "epochs" not in str(planning.plan(trainer))
+
+
+def test_the_plan_says_when_the_machine_is_too_small(tiny: dict[str, Any], corpus: Path):
+    plan = planning.plan(lab.build(tiny, corpus))
+    assert "this needs" not in str(plan)
+    line = str(dataclasses.replace(plan, machine_memory=1_000_000))
+    assert line.count("\n") == 0
+    assert "and the machine has 1 MB: lower batch_size" in line
+
+
+def test_training_from_the_command_line_prints_the_plan_first(lab_command, tiny_yaml: Path, corpus: Path):
+    done = lab_command("--config", tiny_yaml, "--data", corpus, "--max-steps", 1)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("plan: ")
+    assert not any(line.startswith("plan: ") for line in lines[1:])
+
+
+# --- validate-config
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_is_valid(name: str, corpus: Path):
+    report = planning.check_config(ROOT / "configs" / f"{name}.yaml", corpus)
+    assert report.warnings == ()
+    config = TrainingConfig.from_yaml(ROOT / "configs" / f"{name}.yaml")
+    text = str(report)
+    assert text.splitlines()[0] == f"{ROOT / 'configs' / name}.yaml is a valid config"
+    for part in (
+        config.config_hash,
+        f"custom-transformer: vocab_size 36, n_layers {config.n_layers}, d_model {config.d_model}",
+        f"{report.estimate.n_parameters:,}",
+        "19,000 tokens to train on, 1,000 to validate on",
+        f"{config.max_steps:,} updates",
+        "at the peak: weights ",
+        ", gradients ",
+        ", optimizer ",
+        ", activations ",
+        "GFLOP an update",
+        "and the log",
+    ):
+        assert part in text, part
+
+
+def test_the_report_is_about_the_model_that_would_be_built(tiny: dict[str, Any], tiny_yaml: Path, corpus: Path):
+    report = planning.check_config(tiny_yaml, corpus)
+    trainer = lab.build(tiny, corpus)
+    assert report.model == trainer.model.describe()
+    plan = planning.plan(trainer).estimate
+    assert dataclasses.replace(report.estimate, seconds=0.0) == dataclasses.replace(plan, seconds=0.0)
+
+
+def test_nothing_is_written_or_trained(tmp_path: Path, tiny_yaml: Path, corpus: Path):
+    before = set(tmp_path.rglob("*"))
+    random = torch.get_rng_state()
+    planning.check_config(tiny_yaml, corpus)
+    assert set(tmp_path.rglob("*")) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_beyond_the_machine_is_a_warning_and_takes_no_memory(tmp_path: Path, corpus: Path):
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    path = written(tmp_path, n_layers=96, d_model=12288, n_heads=96, d_ff=49152)
+    report = planning.check_config(path, corpus)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 200e6
+    assert report.estimate.n_parameters > 170e9  # GPT-3 (Brown et al. 2020, table 2.1) but for its embeddings
+    (warning,) = [each for each in report.warnings if "of memory" in each]
+    assert "lower batch_size or max_seq_len" in warning
+    assert f"\nwarning: {warning}" in str(report)
+
+
+def test_more_checkpoints_than_the_disk_holds_are_a_warning(tmp_path: Path, corpus: Path):
+    path = written(tmp_path, max_steps=10**9, checkpoint_cadence=1)
+    (warning,) = planning.check_config(path, corpus).warnings
+    assert "raise checkpoint_cadence or set keep_checkpoints" in warning
+    pruned = written(tmp_path, max_steps=10**6, checkpoint_cadence=1, keep_checkpoints=2)
+    assert planning.check_config(pruned, corpus).warnings == ()
+
+
+def test_a_text_too_short_for_the_windows_is_a_warning(tmp_path: Path, corpus: Path):
+    (warning,) = planning.check_config(written(tmp_path, max_seq_len=19_000), corpus).warnings
+    assert warning.startswith("the training split has 19,000 tokens, which do not fill one window of max_seq_len=19000")
+    with pytest.raises(DataError, match="too short"):
+        lab.build({"max_seq_len": 19_000}, corpus)
+
+
+def test_no_text_left_to_validate_on_is_a_warning(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat. " * 10)
+    path = written(tmp_path, max_seq_len=16, eval_cadence=5, train_ratio=0.995)
+    (warning,) = planning.check_config(path, text).warnings
+    assert warning.startswith("nothing is left to validate on")
+
+
+def test_a_prompt_that_the_text_cannot_spell_is_a_warning(tmp_path: Path, corpus: Path):
+    (warning,) = planning.check_config(written(tmp_path, sampling_prompt="Ünder"), corpus).warnings
+    assert warning.startswith("sampling_prompt cannot be encoded")
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"model_name": "absent"}, ModelNotFound, "no model 'absent'"),
+        ({"hooks": ["spy"]}, ConfigError, "no hook 'spy'; there are"),
+        ({"hooks": ["weight_norms:often"]}, ConfigError, "no cadence"),
+        ({"tokenizer_override": "nowhere"}, TokenizerError, "neither `char`"),
+    ],
+)
+def test_names_that_do_not_exist_are_errors(
+    tmp_path: Path, corpus: Path, values: dict[str, Any], error: type[Exception], message: str
+):
+    with pytest.raises(error, match=message):
+        planning.check_config(written(tmp_path, **values), corpus)
+
+
+def test_bad_files_and_bad_data_are_errors(tmp_path: Path, tiny_yaml: Path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("n_heads: 3\n")
+    with pytest.raises(ConfigError, match="n_heads"):
+        planning.check_config(bad)
+    with pytest.raises(DataError, match="no data at"):
+        planning.check_config(tiny_yaml, tmp_path / "absent.txt")
+
+
+def test_a_registered_model_of_transformers(tmp_path: Path, corpus: Path, tiny_qwen: str):
+    path = written(tmp_path, model_name=tiny_qwen, max_seq_len=64, batch_size=2, n_layers=7)
+    report = planning.check_config(path, corpus)
+    trainer = lab.build(path, corpus)
+    assert report.model == trainer.model.describe()
+    assert report.data["n_train"] == trainer.facts["data"]["n_train"]
+    assert report.estimate.memory == planning.plan(trainer).estimate.memory
+    assert "qwen: " in str(report)
+    assert report.warnings == ("tiny has its own architecture; ignored: n_layers",)
+
+
+def test_a_registered_custom_transformer(tmp_path: Path, tiny: dict[str, Any], corpus: Path):
+    lab.run(tiny, corpus, run_name="first", listeners=[]).register("own")
+    report = planning.check_config(written(tmp_path, model_name="own", max_seq_len=16), corpus)
+    assert report.model["d_model"] == tiny["d_model"]
+    assert report.estimate.n_parameters == lab.build(tiny, corpus).model.n_parameters()
+
+
+def test_windows_and_tokenizers_that_do_not_fit_a_model_are_errors(tmp_path: Path, corpus: Path, tiny_qwen: str):
+    with pytest.raises(ConfigError, match=r"max_seq_len=129 is longer than tiny can take; its limit is 128"):
+        planning.check_config(written(tmp_path, model_name=tiny_qwen, max_seq_len=129), corpus)
+    many = tmp_path / "many.txt"
+    many.write_text("".join(chr(0x4E00 + i) for i in range(400)) * 20, encoding="utf-8")
+    values = {"model_name": tiny_qwen, "max_seq_len": 64, "tokenizer_override": "char", "sampling_prompt": "一"}
+    with pytest.raises(ConfigError, match="set resize_embeddings: true"):
+        planning.check_config(written(tmp_path, **values), many)
+    report = planning.check_config(written(tmp_path, resize_embeddings=True, **values), many)
+    assert report.model["vocab_size"] == 400
+    assert report.estimate.n_parameters == lab.build(tmp_path / "config.yaml", many).model.n_parameters()
+
+
+def test_validate_config_from_the_command_line(lab_command, tmp_path: Path, tiny_yaml: Path, corpus: Path):
+    done = lab_command("validate-config", tiny_yaml, "--data", corpus)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tiny_yaml} is a valid config\n")
+    wrong = written(tmp_path, model_name="absent")
+    done = lab_command("validate-config", wrong, "--data", corpus)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no model 'absent'")
+    assert done.stderr.count("\n") == 1
