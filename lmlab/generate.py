@@ -22,6 +22,7 @@ class Model(Protocol):
     training: bool
     max_positions: int | None
     end_of_text_id: int | None
+    n_tokens: int | None
 
     def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor: ...
     def new_cache(self, batch_size: int) -> Any: ...
@@ -84,6 +85,7 @@ def generate(
 
     Stops early when every row has ended its document; a row that ended is filled with end-of-text tokens.
     No token looks back over the end of a document, as in training; the rows of a prompt are to have their ends alike.
+    Rows of the embedding beyond `n_tokens`, which no tokenizer could say, are never drawn.
     A seed makes the tokens reproducible and leaves torch's default generator alone. on_token is called with each new
     ids_B1. Dropout is off meanwhile, and the model is left in the mode it was in. Text longer than a model with
     `max_positions` can take is cut at that length.
@@ -102,7 +104,7 @@ def generate(
         for _ in range(settings.max_new_tokens):
             if ids_BT.size(1) >= limit:
                 break
-            logits_BV = model.logits(fresh_BT if use_cache else ids_BT, cache)[:, -1]
+            logits_BV = model.logits(fresh_BT if use_cache else ids_BT, cache)[:, -1, : model.n_tokens]
             if begins_anew:  # what follows the end of a document does not see it
                 cache, begins_anew = model.new_cache(prompt_BT.size(0)), False
             next_B1 = choose(logits_BV, settings, generator)

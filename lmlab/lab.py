@@ -241,7 +241,7 @@ def branch(
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
     adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
-    adapter.end_of_text_id = tokenizer.end_of_text_id
+    adapter.use_tokenizer(tokenizer)
     link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
     facts = {
         "run_id": folder.name,

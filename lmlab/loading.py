@@ -94,7 +94,7 @@ def fit(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> N
             f"max_seq_len={config.max_seq_len} is longer than {config.model_name} can take; "
             f"its limit is {adapter.max_positions}"
         )
-    adapter.end_of_text_id = tokenizer.end_of_text_id
+    adapter.use_tokenizer(tokenizer)
 
 
 def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer
     folder = Path(folder)
     adapter = load_adapter(folder).to(pick_device())
     tokenizer = Tokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
-    adapter.end_of_text_id = tokenizer.end_of_text_id
+    adapter.use_tokenizer(tokenizer)
     return adapter.eval(), tokenizer
 
 

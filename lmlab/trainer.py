@@ -388,7 +388,8 @@ class Trainer:
             devices.set_threads(int(state["threads"]))
             adapter = load_adapter(saved.folder).to(device or devices.pick_device())
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
-            adapter.end_of_text_id = tokenizer.end_of_text_id if tokenizer is not None else None
+            if tokenizer is not None:
+                adapter.use_tokenizer(tokenizer)
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
             arguments.setdefault("facts", facts_of(state))

@@ -1,10 +1,10 @@
 """The custom Transformer, complete in one file: a decoder in the manner of GPT-2 with rotary positions.
 
 Pre-norm blocks (Xiong et al. 2020) of causal attention and a squared-ReLU feed-forward, queries and keys normalised
-(Henry et al. 2020), rotary positions (Su et al. 2021), scaled initialisation of what writes to the
-residual stream (Radford et al. 2019), input and output embeddings tied (Press and Wolf 2017). Attention reaches back
-over at most `max_seq_len` tokens, so that text of any length can be sampled: a window that slides (Beltagy et al. 2020)
-and that a key-value cache follows.
+(Henry et al. 2020), rotary positions (Su et al. 2021), scaled initialisation of what writes to the residual stream
+(Radford et al. 2019), input and output embeddings tied (Press and Wolf 2017). Attention reaches back over at most
+`max_seq_len` tokens, so that text of any length can be sampled: a window that slides (Beltagy et al. 2020) and that a
+key-value cache follows.
 
 Shapes are in names: B batch, T new tokens, S keys in sight, D model width, H heads, K head width, F feed-forward
 width, V vocabulary.
@@ -284,6 +284,11 @@ class Transformer(nn.Module):
             else:
                 scale = 1.0 / math.sqrt(2 * self.n_layers) if name.endswith("output.weight") else 1.0
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    def materialise(self) -> None:
+        """Give a model that was made on the meta device memory on the processor. Its weights are still to be set."""
+        self.to_empty(device="cpu")
+        self.rotary_2TK = rotary_table(0, self.d_model // self.n_heads, self.embedding.weight.device)  # grows in use
 
     def architecture(self) -> dict[str, int | float]:
         """The arguments that make this model again, without its weights."""

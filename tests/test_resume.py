@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_config import TINY
 
 from lmlab import checkpoint, events, lab
 from lmlab.data import Batch

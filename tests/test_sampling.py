@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_config import TINY
 
 from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter

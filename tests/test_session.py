@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_config import TINY
 
 from lmlab import checkpoint, events, files, lab
 from lmlab.config import TrainingConfig

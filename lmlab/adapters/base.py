@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.generate import SamplingSettings, generate
+from lmlab.tokenizers import Tokenizer
 
 IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time by the chunked loss: 64 MB in fp32
@@ -70,6 +71,7 @@ class BaseAdapter(nn.Module, ABC):
     """A causal language model as the lab sees it. `model` is the wrapped module; parameter names are its own.
 
     end_of_text_id: the token that ends a document; documents packed into one window are told apart by it.
+    n_tokens: how many ids the tokenizer has, None for all of the embedding's; a model may have spare rows.
     max_positions: the longest context the model can take in tokens, None where it has no limit.
     """
 
@@ -79,6 +81,7 @@ class BaseAdapter(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.end_of_text_id: int | None = None
+        self.n_tokens: int | None = None
         self.max_positions: int | None = None
 
     @property
@@ -143,6 +146,10 @@ class BaseAdapter(nn.Module, ABC):
     ) -> Tensor:
         """The prompt and what follows it, ids_BT; see `lmlab.generate.generate`."""
         return generate(self, prompt_BT, settings, on_token=on_token)
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Take over from the tokenizer of a run what packing and sampling must know of it."""
+        self.end_of_text_id, self.n_tokens = tokenizer.end_of_text_id, tokenizer.vocab_size
 
     def segments(self, ids_BT: Tensor) -> Tensor | None:
         """The number of the document each token belongs to, segments_BT; None where a window holds one only."""

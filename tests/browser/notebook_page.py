@@ -20,12 +20,12 @@ EDGES = 150  # pixels of JupyterLab's own menus and bars above and below a noteb
 TALLEST = 12_000
 START_MS, CELL_MS = 60_000, 90_000
 
-# Takes down what an element says or how wide it is, each time that it has changed.
-WATCH = """selector => {
+# Takes down what the first match in a cell says, or how it is styled, each time that it has changed.
+WATCH = """(cell, selector) => {
     const seen = window.lmlabSeen = [];
     clearInterval(window.lmlabWatch);
     window.lmlabWatch = setInterval(() => {
-        const all = document.querySelectorAll(selector), element = all[all.length - 1];
+        const element = cell.querySelector(selector);
         const now = element && (element.getAttribute("style") || element.textContent);
         if (now && seen[seen.length - 1] !== now) seen.push(now);
     }, 40);
@@ -129,7 +129,12 @@ class NotebookPage:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def cell(self, index: int) -> Locator:
+        """A code cell by its place among them."""
         return self.notebook.locator(".jp-CodeCell").nth(index)
+
+    def cell_with(self, text: str) -> Locator:
+        """The one code cell that holds a text."""
+        return self.notebook.locator(".jp-CodeCell").filter(has_text=text)
 
     def wait_for_cell(self, index: int) -> None:
         """Wait until a cell has a number for a prompt instead of a star."""
@@ -149,9 +154,9 @@ class NotebookPage:
         shown = self.notebook.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
         assert shown.all_text_contents() == []
 
-    def watch(self, selector: str) -> None:
-        """From now on take down what the last element that matches says, or how it is styled; see `seen`."""
-        self.page.evaluate(WATCH, selector)
+    def watch(self, cell: Locator, selector: str) -> None:
+        """From now on take down what the first match in a cell says, or how it is styled; see `seen`."""
+        cell.evaluate(WATCH, selector)
 
     def seen(self) -> list[str]:
         """What `watch` took down, in order, each value that differs from the one before it."""

@@ -30,7 +30,7 @@ def percents(styles: list[str]) -> list[float]:
 
 def test_the_quickstart_runs_from_top_to_bottom_and_shows_its_progress(open_notebook: Open) -> None:
     page = open_notebook("00_quickstart.ipynb")
-    page.watch(".lm-bar div")
+    page.watch(page.cell_with("lab.run("), ".lm-bar div")
     page.run_all()
     page.wait_for_all()
     widths = percents(page.seen())
@@ -73,7 +73,7 @@ def test_stop_pauses_a_run_and_the_next_cell_resumes_it(open_notebook: Open, lab
     expect(card).to_contain_text("--resume runs/stopped")
     stopped_at = read(lab_server.runs / "stopped" / "log.jsonl")[-1]["step"]
 
-    page.watch(".lm-bar div")
+    page.watch(page.cell(3), ".lm-bar div")
     page.run_cell(3)
     assert len(percents(page.seen())) > 1
     card = page.run_cell(4)
@@ -115,7 +115,7 @@ def test_a_prompt_is_gone_on_with_token_by_token(open_notebook: Open, lab_server
     cell = page.run_cell(2)
     cell.locator("textarea").fill("The small dog")
     cell.locator("input[type=number]").first.fill("400")
-    page.watch(".jupyter-widgets .lm-text")
+    page.watch(cell, ".lm-text")
     cell.get_by_role("button", name="Write").click()
     expect(cell.locator(".lm-text b")).to_have_text("The small dog")
     page.wait_until_idle()
