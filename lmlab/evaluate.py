@@ -37,7 +37,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """e to the loss: infinity where that is beyond a float."""
-        return math.exp(self.val_loss) if self.val_loss < 709 else math.inf
+        return math.inf if self.val_loss > 709 else math.exp(self.val_loss)
 
     @property
     def bits_per_byte(self) -> float:

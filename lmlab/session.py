@@ -50,11 +50,11 @@ def train(
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
-                trainer.fit(should_stop=signals)
+                status = trainer.fit(should_stop=signals)
         finally:
             trainer.listeners = outside
             log.close()
-    return signals.received
+    return signals.received if status == "stopped" else None
 
 
 def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:

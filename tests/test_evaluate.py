@@ -78,6 +78,7 @@ def test_bf16_evaluates_to_nearly_the_same() -> None:
 def test_perplexity_beyond_a_float_is_infinite() -> None:
     assert Evaluation(1e6, 1, 1).perplexity == math.inf
     assert Evaluation(math.log(7), 1, 1).perplexity == pytest.approx(7)
+    assert math.isnan(Evaluation(math.nan, 1, 1).perplexity)
 
 
 def test_bits_per_byte_count_the_bytes_of_the_text() -> None:

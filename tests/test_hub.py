@@ -444,6 +444,9 @@ def test_each_failure_of_the_hub_is_one_line_with_what_to_do(
     assert "refuses a/b (403); check that HF_TOKEN is valid" in refused("a/b", models)
     server.broken = 200
     assert "cannot be read; is it a model hub? check HF_ENDPOINT" in refused("a/b", models)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert "HF_HUB_OFFLINE is set" in refused("a/b", models)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     offline = refused("a/b", models)
     assert "cannot be fetched from http://127.0.0.1:9" in offline

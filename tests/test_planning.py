@@ -90,7 +90,8 @@ def test_every_shipped_config_is_valid(name: str, corpus: Path):
     assert text.splitlines()[0] == f"{ROOT / 'configs' / name}.yaml is a valid config"
     for part in (
         config.config_hash,
-        f"custom-transformer: vocab_size {len(set(corpus.read_text()))}, n_layers {config.n_layers}, d_model {config.d_model}",
+        f"custom-transformer: vocab_size {len(set(corpus.read_text()))}, n_layers {config.n_layers}, d_model "
+        f"{config.d_model}",
         f"{report.estimate.n_parameters:,}",
         "19,000 tokens to train on, 1,000 to validate on",
         f"{config.max_steps:,} updates",

@@ -79,6 +79,15 @@ def test_an_interrupted_cell_gets_a_run_that_can_be_resumed(tiny: dict[str, Any]
     assert run.resume(max_steps=6, listeners=[]).status == "completed"
 
 
+def test_a_signal_in_the_last_step_stops_nothing(tiny: dict[str, Any], corpus: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = lab.run({**tiny, "max_steps": 3}, corpus, listeners=[interrupt])
+    assert (run.status, run.stopped_by) == ("completed", None)
+
+
 @contextmanager
 def training(config: Path, corpus: Path, name: str, steps: int, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `python main.py` in a process of its own that has logged at least `steps` steps; killed at the end."""
