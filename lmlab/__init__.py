@@ -32,7 +32,19 @@ _HOMES = {
     "lmlab.scaling": ("by_position", "scaling_law"),
     "lmlab.forms": ("config_form",),
     "lmlab.widgets": ("prompt_box", "registry_browser", "run_picker"),
-    "lmlab.study": ("Look", "compare", "diff", "look", "microscope", "models", "noise", "plot_hook", "runs", "samples"),
+    "lmlab.study": (
+        "Look",
+        "compare",
+        "diff",
+        "look",
+        "microscope",
+        "models",
+        "noise",
+        "plot_hook",
+        "runs",
+        "samples",
+        "sweep",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]

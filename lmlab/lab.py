@@ -17,7 +17,7 @@ from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
 from lmlab.data import Corpus, DataLoader, WindowDataset, load_text, split_corpus
-from lmlab.errors import RunError, UsageError
+from lmlab.errors import ConfigError, RunError, UsageError
 from lmlab.events import now
 from lmlab.optim import create_optimizer
 from lmlab.record import Record
@@ -112,6 +112,8 @@ def load_batches(
     windows_per_update = config.batch_size * config.gradient_accumulation_steps
     batches = DataLoader(WindowDataset(train_ids, config.max_seq_len), windows_per_update, seed=seed, position=position)
     val = DataLoader(WindowDataset(val_ids, config.max_seq_len), config.batch_size) if len(val_ids) > 1 else None
+    if val is None and config.eval_cadence is not None:
+        raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
     floor_total = None
     if corpus.is_storybook and val is not None:
         floor_total, _ = storybook.floor(tokenizer.decode(val_ids.tolist()))

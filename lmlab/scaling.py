@@ -22,6 +22,7 @@ from lmlab.data import IGNORED, DataLoader
 from lmlab.errors import UsageError
 from lmlab.evaluate import losses_by_position
 from lmlab.lab import Run
+from lmlab.study import sweep
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import floors
 from lmlab.views.html import View
@@ -223,8 +224,7 @@ def scaling_law(
     resolved = lab.read_config(config)
     if resolved.eval_cadence is None and "eval_cadence" not in arguments:
         arguments["eval_cadence"] = resolved.max_steps
-    runs = [lab.run(resolved, data, **{**arguments, **size}) for size in sizes]
-    return law_of(runs)
+    return law_of(sweep(resolved, sizes, data, **arguments))
 
 
 def law_of(runs: Sequence[Run]) -> Scaling:

@@ -23,6 +23,7 @@ from lmlab.sampling import load_writer, sampling_settings, write
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
 from lmlab.views.html import View
+from lmlab.views.live import Display, LiveView, in_notebook
 from lmlab.views.microscope import microscope as microscope_view
 
 if TYPE_CHECKING:
@@ -79,6 +80,22 @@ def compare(
     return Comparison(figure, cards.comparison_table(runs, noise))
 
 
+def sweep(
+    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+) -> list[Run]:
+    """One run for each of some changes to a config, in order; a notebook shows them in one place.
+
+    changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
+    `lab.run`, the same for all.
+    """
+    place = Display() if in_notebook() else None
+    runs = []
+    for change in changes:
+        listeners = None if place is None else [LiveView(show=place)]
+        runs.append(lab.run(config, data, **{"listeners": listeners, **arguments, **change}))
+    return runs
+
+
 def noise(config: lab.ConfigLike = None, seeds: int = 3, data: str | Path | None = None, **arguments: Any) -> float:
     """The smallest difference in validation loss worth believing between two single runs of a config, in nats.
 
@@ -90,8 +107,7 @@ def noise(config: lab.ConfigLike = None, seeds: int = 3, data: str | Path | None
     resolved = lab.read_config(config)
     if resolved.eval_cadence is None and "eval_cadence" not in arguments:
         arguments["eval_cadence"] = resolved.max_steps
-    done = [lab.run(resolved, data, seed=seed, **arguments) for seed in range(seeds)]
-    return smallest_difference(done)
+    return smallest_difference(sweep(resolved, [{"seed": seed} for seed in range(seeds)], data, **arguments))
 
 
 class Samples(View):

@@ -125,6 +125,19 @@ class CharTokenizer(Tokenizer):
         write_atomic(folder / CHAR_FILE, dump_json({"type": "char", "characters": self.characters}))
 
 
+def refuse_code(folder: Path) -> None:
+    """Raise TokenizerError where a folder's JSON names Python code of its own: transformers would offer to run it."""
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        try:
+            values = read_json(path) if path.exists() else {}
+        except OSError as error:
+            raise TokenizerError(f"cannot read {path}: {describe_os_error(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise TokenizerError(f"{path} is damaged: it is not JSON") from error
+        if isinstance(values, dict) and "auto_map" in values:
+            raise TokenizerError(f"{path} names code of its own (auto_map), and none is run; use another tokenizer")
+
+
 class HFTokenizer(Tokenizer):
     """A tokenizer in the files of Hugging Face: `tokenizer.json` and what stands beside it."""
 
@@ -135,6 +148,7 @@ class HFTokenizer(Tokenizer):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TokenizerError(f"no tokenizer in {self.folder}: the folder does not exist")
+        refuse_code(self.folder)
         try:
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except Exception as error:  # the library raises whatever its parsers raise; all of it means the same here

@@ -59,10 +59,6 @@ class Trainer:
         facts: dict[str, Any] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        if config.eval_cadence is not None and val_dataloader is None:
-            raise ConfigError(
-                "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
-            )
         self.model: BaseAdapter = CustomTransformerAdapter(model) if isinstance(model, Transformer) else model
         self.optimizer, self.config, self.tokenizer = optimizer, config, tokenizer
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
@@ -204,6 +200,10 @@ class Trainer:
         batches = train if train is not None else self.train_dataloader
         if batches is None:
             raise UsageError("there is nothing to train on: give fit a DataLoader, or the Trainer a train_dataloader")
+        if self.config.eval_cadence is not None and self.val_dataloader is None:
+            raise ConfigError(
+                "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
+            )
         return batches
 
     def _end(self) -> str:

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from lmlab.adapters.huggingface import CausalLMAdapter, QwenAdapter, adapter_for, architecture_type_of, in_rows
-from lmlab.errors import CheckpointError, ConfigError
+from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings, generate
+from lmlab.tokenizers import Tokenizer
 
 CORE = ["qwen2", "qwen3", "llama", "gpt2"]
 OTHERS = {  # families whose head, positions or cache differ from the core's
@@ -416,6 +417,20 @@ def test_nothing_that_a_config_names_is_run_or_read(folder: Path, tmp_path: Path
         custom_pipelines={"text-generation": {"impl": "modeling_evil.P"}},
     )
     assert torch.equal(load(folder).logits(torch.arange(9)[None]), expected)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_brings_code_is_refused_without_a_question(
+    folder: Path, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "trap"
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
+    rewrite(folder, model_type="evil")
+    rewrite(folder, file, auto_map={"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]})
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what somebody in a hurry would answer
+    with pytest.raises(TokenizerError, match="names code of its own"):
+        Tokenizer.load(folder)
     assert not trap.exists()
 
 

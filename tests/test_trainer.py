@@ -303,7 +303,7 @@ def test_what_ends_a_run_badly_is_logged_and_raised() -> None:
 
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(ConfigError, match="eval_cadence is set, but there is no validation text"):
-        make(config=config(eval_cadence=2), val_dataloader=None)
+        make(config=config(eval_cadence=2), val_dataloader=None)[0].fit(loader())
     trainer, _ = make(val_dataloader=None, tokenizer=None)
     with pytest.raises(UsageError, match="there is nothing to train on"):
         trainer.fit()

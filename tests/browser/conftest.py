@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ import pytest
 
 if TYPE_CHECKING:
     from notebook_page import LabServer, NotebookPage
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import BrowserContext
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -55,6 +55,17 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Plain pytest, which leaves these tests out, needs no Playwright; with `-m browser` it has to be there."""
     asked_for = config.getoption("-m") == "browser"
     return True if not asked_for and importlib.util.find_spec("playwright") is None else None
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note on a test that it failed, so that its pages can be shown."""
+    report = yield
+    item.stash[FAILED] = report.failed
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -141,25 +152,30 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
 
 
 @pytest.fixture
-def open_notebook(browser: BrowserContext, lab_server: LabServer) -> Iterator[Callable[[str], NotebookPage]]:
+def open_notebook(
+    request: pytest.FixtureRequest, browser: BrowserContext, lab_server: LabServer
+) -> Iterator[Callable[[str], NotebookPage]]:
     """Opens a notebook of the server by name. The test fails if a page asks the outside for anything, lets a dialog
-    pop up or has an error in its scripts."""
+    pop up or has an error in its scripts; the page of a test that fails is saved as a picture."""
     from notebook_page import NotebookPage
 
     strange: list[str] = []
-    pages: list[Page] = []
+    pages: list[NotebookPage] = []
 
     def open_page(name: str) -> NotebookPage:
         page = browser.new_page()
-        pages.append(page)
         page.on("request", lambda request: strange.extend(outside(request.url, lab_server.url)))
         page.on("pageerror", lambda error: strange.append(f"script error: {error}"))
         page.on("dialog", lambda dialog: (strange.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        return NotebookPage(page, lab_server, name)
+        pages.append(NotebookPage(page, lab_server, name))
+        pages[-1].make_ready()
+        return pages[-1]
 
     yield open_page
-    for page in pages:
-        page.close()
+    for opened in pages:
+        if request.node.stash.get(FAILED, False):
+            opened.picture_as_it_is(f"failed-{request.node.name}")
+        opened.page.close()
     lab_server.end_kernels()
     assert not strange
 

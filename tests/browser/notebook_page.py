@@ -18,7 +18,7 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "langua
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 EDGES = 150  # pixels of JupyterLab's own menus and bars above and below a notebook
 TALLEST = 12_000
-START_MS, CELL_MS = 15_000, 90_000
+START_MS, CELL_MS = 30_000, 90_000
 
 # Takes down what the first match in a cell says, or how it is styled, each time that it has changed.
 WATCH = """(cell, selector) => {
@@ -60,6 +60,17 @@ class LabServer:
         )
         nbformat.write(made, self.home / "notebooks" / name)
 
+    def wait_for_kernel(self, name: str) -> None:
+        """Wait until a notebook's kernel is idle and someone listens to it. JupyterLab itself shows it as idle before."""
+        deadline = time.monotonic() + START_MS / 1000
+        while time.monotonic() < deadline:
+            open_ones = self._ask("GET", "api/sessions")
+            kernels = [session["kernel"] for session in open_ones if session["path"] == f"notebooks/{name}"]
+            if any(kernel["execution_state"] == "idle" and kernel["connections"] for kernel in kernels):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"the kernel of {name} is not ready after {START_MS / 1000:.0f} s")
+
     def end_kernels(self) -> None:
         """End the kernels of all open notebooks."""
         for session in self._ask("GET", "api/sessions"):
@@ -73,25 +84,30 @@ class LabServer:
 
 
 class NotebookPage:
-    """An open notebook whose kernel is ready. Cells are counted from 0."""
+    """A notebook in a tab of the browser, usable once `make_ready` has returned. Code cells are counted from 0."""
 
     def __init__(self, page: Page, server: LabServer, name: str) -> None:
-        self.page = page
-        page.set_default_timeout(START_MS)
-        page.goto(f"{server.url}lab/tree/notebooks/{name}?token={server.token}&reset")
+        self.page, self.server, self.name = page, server, name
         self.notebook = page.locator(".jp-Notebook")
+        page.set_default_timeout(START_MS)
+
+    def make_ready(self) -> None:
+        """Load the page, wait for the kernel, and give the notebook the whole window."""
+        self.page.goto(f"{self.server.url}lab/tree/notebooks/{self.name}?token={self.server.token}&reset")
+        self.server.wait_for_kernel(self.name)
         self.wait_until_idle(START_MS)
-        page.keyboard.press("Control+b")  # the side bar goes, the notebook has the window
-        expect(page.locator("#jp-left-stack")).to_be_hidden()
+        self.page.keyboard.press("Control+b")
+        expect(self.page.locator("#jp-left-stack")).to_be_hidden()
 
     # --- doing ------------------------------------------------------------------------------------------------------
 
     def choose(self, menu: str, *items: str) -> None:
         """Choose from the menu bar."""
-        self.page.get_by_role("menuitem", name=menu, exact=True).click()
+        self.page.locator(".lm-MenuBar-itemLabel").get_by_text(menu, exact=True).click()
+        shown = self.page.locator(".lm-Menu-itemLabel")
         for item in items[:-1]:
-            self.page.get_by_role("menuitem", name=item, exact=True).hover()
-        self.page.get_by_role("menuitem", name=items[-1], exact=True).click()
+            shown.get_by_text(item, exact=True).hover()
+        shown.get_by_text(items[-1], exact=True).click()
 
     def run_all(self) -> None:
         """Ask for every cell to be run."""
@@ -172,7 +188,7 @@ class NotebookPage:
         """Choose JupyterLab's light or dark theme, as the Settings menu does."""
         self.choose("Settings", "Theme", THEMES[theme])
         shown = f'body[data-jp-theme-name="{THEMES[theme]}"]'
-        self.page.locator(shown).wait_for()
+        self.page.locator(shown).wait_for(state="attached")
 
     def brightness(self, selector: str) -> float:
         """How bright the background of the first element that matches is, 0 to 255."""
@@ -180,9 +196,13 @@ class NotebookPage:
         numbers = [float(number) for number in re.findall(r"[\d.]+", colour)[:3]]
         return sum(numbers) / 3
 
+    def picture_as_it_is(self, name: str) -> None:
+        """Save what the window shows as artifacts/browser/NAME.png."""
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=ARTIFACTS / f"{name}.png")
+
     def picture(self, name: str) -> dict[str, float]:
         """Save the whole notebook as artifacts/browser/NAME-light.png and NAME-dark.png; how bright its cards are."""
-        ARTIFACTS.mkdir(parents=True, exist_ok=True)
         before = self.page.viewport_size
         assert before is not None
         tall = self.page.evaluate(
@@ -194,6 +214,6 @@ class NotebookPage:
             self.set_theme(theme)
             time.sleep(0.3)  # colours fade over
             brightness[theme] = self.brightness(".lmlab")
-            self.page.screenshot(path=ARTIFACTS / f"{name}-{theme}.png")
+            self.picture_as_it_is(f"{name}-{theme}")
         self.page.set_viewport_size(before)
         return brightness
