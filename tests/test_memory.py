@@ -123,7 +123,7 @@ def test_activations_of_the_custom_transformer(changes: dict[str, Any], precisio
     config = TrainingConfig(**{**SMALL, **changes})
     adapter = custom(config)
     kept = kept_for_backward(adapter, config, precision)
-    assert kept <= estimate(adapter, config, precision).activations <= 1.1 * kept  # the peak is just above what is kept
+    assert kept <= estimate(adapter, config, precision).activations <= 1.15 * kept  # the peak is a little above
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from tiny_config import TINY
 
-from lmlab import checkpoint, events, lab
+from lmlab import checkpoint, events, hub, lab
 from lmlab.data import Batch
 from lmlab.errors import CheckpointError, DataError, RunError, UsageError
 from lmlab.proof import TIMINGS, differing_tensor
@@ -113,6 +114,17 @@ def test_interrupted_with_other_settings(
     check_every_step(config, corpus, range(1, 12, 3), windows, tmp_path)
 
 
+def test_a_fine_tuned_qwen_interrupted_at_every_step(tmp_path: Path, windows: dict[int, list[int]]) -> None:
+    """Documents packed into windows, tied weights, and a tokenizer with an end-of-text token, too."""
+    hub.import_model(str(tiny_models.make(tmp_path / "source")), name="tiny-qwen")
+    lines = [json.dumps({"text": tiny_models.text(n)}) for n in range(20, 120, 3)]
+    Path("documents.jsonl").write_text("\n".join(lines))
+    config = {**EVERYTHING, "model_name": "tiny-qwen", "max_steps": 10, "lr_decay_steps": 9, "sampling_prompt": "the"}
+    check_every_step(config, "documents.jsonl", range(1, 10), windows, tmp_path)
+    start = events.read(tmp_path / "straight" / "log.jsonl")[0]
+    assert (start["kind"], start["model"]["architecture_type"]) == ("fine-tune", "qwen")
+
+
 def test_a_run_made_longer_is_the_run_that_was_long_from_the_start(corpus: Path, tmp_path: Path) -> None:
     """The schedule ends where it would have, and what ended the short run leaves no trace in the long one."""
     config = {**EVERYTHING, "lr_decay_steps": 10, "warmup_steps": 2, "checkpoint_cadence": None}
@@ -184,7 +196,8 @@ def test_two_processes_write_the_same_log(lab_command: Callable[..., Any], tiny_
         done = lab_command(*arguments, "--set", "dropout=0.2", "--set", "sampling_cadence=3")
         assert done.returncode == 0, done.stderr
         read = events.read(Path("runs") / name / "log.jsonl")
-        logs.append([{k: v for k, v in event.items() if k not in TIMINGS} for event in read])
+        own = TIMINGS | {"git_commit", "git_dirty"}  # somebody may commit meanwhile
+        logs.append([{k: v for k, v in event.items() if k not in own} for event in read])
     assert logs[0] == logs[1]
     assert [event["event"] for event in logs[0]].count("step") == 6
     ends = [checkpoint.load(Path("runs") / name / "checkpoints" / "step-00000006") for name in ("one", "other")]

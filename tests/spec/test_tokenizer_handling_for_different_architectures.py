@@ -20,6 +20,7 @@ from lmlab import (
     load_adapter,
     load_tokenizer,
 )
+from lmlab.devices import autocast
 from lmlab.sampling import write_samples
 
 
@@ -44,7 +45,8 @@ def test_use_model_s_native_tokenizer(qwen: Lab, tuned: Session, corpus: Path) -
         assert Tokenizer.load(folder / "tokenizer").encode(text).tolist() == expected
     adapter = load_adapter(tuned.lab.checkpoint("tuned", 12))
     settings = SamplingSettings(8, seed=42)
-    ids_BT = adapter.generate(torch.tensor([native("The")["input_ids"]]), settings)
+    with autocast(tuned.start["precision"], torch.device("cpu")):
+        ids_BT = adapter.generate(torch.tensor([native("The")["input_ids"]]), settings)
     assert native.decode(ids_BT[0]) == tuned.of("sample")[-1]["sample_text"]
 
 

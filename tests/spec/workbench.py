@@ -84,7 +84,16 @@ TUNING: dict[str, Any] = {
 }
 
 # What two runs of the same config may differ in.
-OWN = {"time", "run_id", "path", "seconds", "tokens_per_second", "flops_utilization"}
+OWN = {
+    "time",
+    "run_id",
+    "path",
+    "seconds",
+    "tokens_per_second",
+    "flops_utilization",
+    "git_commit",
+    "git_dirty",
+}
 VALUE = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\[[^]]*\]|\S+)')
 
 

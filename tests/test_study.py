@@ -1,0 +1,118 @@
+"""What one does with runs in a notebook: sweep, noise, compare, diff, samples, microscope, look, hooks; errors there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmlab as lab
+from lmlab.errors import ConfigError, UsageError
+
+Settings = dict[str, object]
+
+
+@pytest.fixture
+def run(tiny: Settings, corpus: Path) -> lab.Run:
+    return lab.run(tiny, corpus, run_name="one", eval_cadence=3, hooks=["attention_entropy:2"], listeners=[])
+
+
+def test_a_sweep_is_one_run_for_each_change(tiny: Settings, corpus: Path):
+    changes = [{"learning_rate": 1e-3, "run_name": "low"}, {"learning_rate": 1e-2, "run_name": "high"}]
+    swept = lab.sweep(tiny, changes, corpus, eval_cadence=3, listeners=[])
+    assert [run.run_id for run in swept] == ["low", "high"]
+    assert [run.config["learning_rate"] for run in swept] == [1e-3, 1e-2]
+    assert {run.config["eval_cadence"] for run in swept} == {3}
+    alone = lab.run(tiny, corpus, eval_cadence=3, learning_rate=1e-2, run_name="alone", listeners=[])
+    assert lab.diff(swept[1], alone).first_step is None
+
+
+def test_noise_is_what_the_seeds_alone_make(tiny: Settings, corpus: Path):
+    noise = lab.noise(tiny, seeds=3, data=corpus, listeners=[])
+    finals = torch.tensor([run.last("val_loss") for run in lab.runs()], dtype=torch.float64)
+    assert len(finals) == 3
+    assert noise == pytest.approx(4.303 * float(finals.std()) * math.sqrt(2), rel=1e-3)  # t of 2 degrees of freedom
+    with pytest.raises(UsageError, match="2 or more"):
+        lab.noise(tiny, seeds=1)
+
+
+def test_compare_shows_a_band_for_the_noise_and_what_differs(run: lab.Run, tiny: Settings, corpus: Path):
+    other = lab.run(tiny, corpus, run_name="two", eval_cadence=3, n_heads=4, listeners=[])
+    shown = lab.compare([run, other], noise=100.0)
+    assert "n_heads" in repr(shown)
+    assert "noise of the seed" in repr(shown)
+    assert len(shown.figure.axes) == 2
+    assert "lm-figure" in shown._repr_html_()
+
+
+def test_runs_and_registered_models_write_side_by_side(run: lab.Run):
+    run.register("kept")
+    asked = {"sampling_temperature": 0.7, "sampling_max_length": 20}
+    written = lab.samples([run, "kept"], ["The ", "a "], **asked)
+    assert list(written.texts) == ["one", "kept"]
+    assert written.texts["one"] == written.texts["kept"]  # the same weights and the same draws
+    assert written.texts["one"] == [lab.write_samples(run, prompt, **asked)[0] for prompt in ("The ", "a ")]
+    assert list(lab.samples({"mine": run}).texts) == ["mine"]
+
+
+def test_the_microscope_reads_models_and_earlier_checkpoints(run: lab.Run):
+    run.register("kept")
+    text = "The cat saw a ball."
+    view = lab.microscope({"run": run, "model": "kept"}, text)
+    losses = [line.split(": ", 1)[1] for line in repr(view).splitlines()]
+    assert len(losses) == 2
+    assert losses[0] == losses[1]
+    assert "not predicted" in view.html  # the first character
+    earlier = repr(lab.microscope(run, text, before=True))
+    assert "one, step-00000003" in earlier
+    assert "one, newest" in earlier
+    with pytest.raises(UsageError, match="too few"):
+        lab.microscope(run, "a")
+
+
+def test_models_that_cut_text_differently_are_not_read_together(run: lab.Run, tiny: Settings):
+    other = lab.run(tiny, "storybook:6000", listeners=[])
+    with pytest.raises(UsageError, match="cut text differently"):
+        lab.microscope([run, other], "The cat")
+
+
+def test_look_has_the_model_s_own_numbers(run: lab.Run):
+    run.register("kept")
+    look = lab.look("kept", "The cat")
+    adapter, tokenizer = run.load()
+    ids_BT = torch.from_numpy(tokenizer.encode("The cat")).long()[None]
+    torch.testing.assert_close(look.logits_LTV[-1], adapter.eval().logits(ids_BT)[0].detach())
+    assert look.probabilities_LHTT.shape == (2, 2, 7, 7)
+    torch.testing.assert_close(look.probabilities_LHTT.sum(-1), torch.ones(2, 2, 7))
+    assert look.tokens == list("The cat")
+    assert [len(figure.axes) for figure in (look.attention(), look.lens())] == [5, 2]
+    with pytest.raises(UsageError, match="look at 2 to"):
+        lab.look(run, "The cat " * 20)
+
+
+def test_what_a_hook_measured_is_drawn(run: lab.Run):
+    [axes] = lab.plot_hook(run, "attention_entropy").axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [3] * 4  # steps 2, 4, 6; two layers of two heads
+    with pytest.raises(UsageError, match="attention_entropy"):
+        lab.plot_hook(run, "weight_norms")
+
+
+def test_only_the_newest_run_holds_its_model_and_the_others_come_from_disk(run: lab.Run, tiny: Settings, corpus: Path):
+    before = run.load()[0]
+    assert before is run.load()[0]
+    lab.run(tiny, corpus, run_name="newer", listeners=[])
+    after = run.load()[0]
+    assert after is not before
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_error_shows_itself_as_one_line_unless_all_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError) as caught:
+        lab.TrainingConfig.from_dict({"n_heads": 3})
+    [line] = caught.value._render_traceback_()
+    assert line.startswith("ConfigError: config: n_heads=3 does not divide")
+    monkeypatch.setenv("LMLAB_DEBUG", "1")
+    assert caught.value._render_traceback_()[0].startswith("Traceback")
