@@ -43,6 +43,7 @@ _HOMES = {
         "plot_hook",
         "runs",
         "samples",
+        "samples_by_step",
         "sweep",
     ),
 }

@@ -363,6 +363,14 @@ class Run(Record):
         """Go on from the newest checkpoint; see `lab.resume`."""
         return resume(self.folder, **changes)
 
+    def wait(self, step: int | None = None) -> Run:
+        """Wait until another process has trained this run up to a step, or until it ends."""
+        while self.is_running() and (step is None or self.step < step):
+            time.sleep(0.05)
+            self.refresh()
+        self.refresh()
+        return self
+
     def stop(self, timeout: float = 60.0) -> Run:
         """Ask the process that trains this run to save and end, and wait until it did.
 

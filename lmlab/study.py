@@ -149,6 +149,13 @@ def samples(
     return Samples(prompts, texts)
 
 
+def samples_by_step(run: Run) -> Samples:
+    """All samples that a run wrote while it trained, oldest first: how it learned to write."""
+    run.refresh()
+    prompts = list(dict.fromkeys(sample.prompt for sample in run.samples()))
+    return Samples(prompts[-1:], {f"step {s.step:,}": [s.text] for s in run.samples() if s.prompt == prompts[-1]})
+
+
 def microscope(
     run: Source | Sequence[Source] | Mapping[str, Source],
     text: str,

@@ -138,7 +138,9 @@ def test_a_launched_run_outlives_its_kernel_and_another_one_sees_it_whole(
     wait_for_step(folder, step + 50)  # it goes on
 
     second = kernels()
-    assert second.do("run = lab.attach('free')", status="run.status") == {"status": "running"}
+    seen = second.do("run = lab.attach('free')\nrun.wait(step=run.step + 20)", status="run.status", step="run.step")
+    assert seen["status"] == "running"
+    assert seen["step"] >= step + 70
     watching = second.begin("run.watch()")
     time.sleep(1.0)
     second.manager.interrupt_kernel()  # ends the watching alone

@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 }
 SHIPPED = ("default", "small-model", "large-model", "fast-training", "detailed-eval", "custom-transformer")
 TRAINED_FROM_HERE = """
-import json, resource, sys
+import json, pathlib, resource, sys
 import psutil
 from lmlab import data, loading, planning
 from lmlab.config import TrainingConfig, parse_override
@@ -55,8 +55,12 @@ trainer = Trainer(adapter, create_optimizer(adapter.model, config), config, toke
 for _ in range(3):
     trainer.training_step(next(batches))
 
-unit = 1 if sys.platform == "darwin" else 1024
-measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+status = pathlib.Path("/proc/self/status")
+if status.exists():  # ru_maxrss of Linux may be that of the process that started this one
+    peak = 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+measured = peak - before
 print(json.dumps({"measured": measured, "estimated": planning.plan(trainer).estimate.memory}))
 """
 

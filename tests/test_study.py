@@ -57,6 +57,14 @@ def test_runs_and_registered_models_write_side_by_side(run: lab.Run):
     assert list(lab.samples({"mine": run}).texts) == ["mine"]
 
 
+def test_samples_by_step_are_those_of_the_log(tiny: Settings, corpus: Path):
+    run = lab.run(tiny, corpus, sampling_cadence=2, listeners=[])
+    shown = lab.samples_by_step(run)
+    assert list(shown.texts) == ["step 2", "step 4", "step 6"]
+    assert [text for [text] in shown.texts.values()] == [sample.text for sample in run.samples()]
+    assert shown.prompts == ["The"]
+
+
 def test_the_microscope_reads_models_and_earlier_checkpoints(run: lab.Run):
     run.register("kept")
     text = "The cat saw a ball."

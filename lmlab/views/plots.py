@@ -83,17 +83,21 @@ def compare(
     with style():
         figure = new_figure(height=0.6 + (3.2 if len(panels) == 1 else 2.5) * len(panels))
         rows = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, here in zip(rows, panels, strict=False):
-            drawn = [
+        drawn = [
+            [
                 _draw(axes, run, name, axis, smoothing, noise if name == "val_loss" else None, **look)
                 for index, run in enumerate(runs)
                 for place, name in enumerate(here)
                 for look in [_look(name, here, labels[index], place if alone else index, alone)]
             ]
+            for axes, here in zip(rows, panels, strict=False)
+        ]
+        end = max((float(x[-1]) for panel in drawn for x, _ in panel if len(x)), default=0.0)
+        for axes, here, panel in zip(rows, panels, drawn, strict=False):
             floors = [run.loss_floor for run in runs if floor and run.loss_floor is not None]
             floors = floors if "val_loss" in here or "loss" in here else []
             _draw_floors(axes, floors)
-            _frame(axes, drawn, floors, zoom)
+            _frame(axes, panel, floors, zoom, end)
             axes.set_ylabel("loss (nats per token)" if len(here) > 1 else TITLES.get(here[0], label(here[0])))
         _finish(figure, list(rows), axis, noise)
     return figure
@@ -153,9 +157,12 @@ def _draw_floors(axes: Axes, levels: Sequence[float]) -> None:
         )  # fmt: skip
 
 
-def _frame(axes: Axes, drawn: Sequence[tuple[Floats, Floats]], floors: Sequence[float], zoom: float) -> None:
-    """Set the limits of both axes: to the last share `zoom` of x, and to what is to be seen there of y."""
-    end = max((float(x[-1]) for x, _ in drawn if len(x)), default=0.0)
+def _frame(
+    axes: Axes, drawn: Sequence[tuple[Floats, Floats]], floors: Sequence[float], zoom: float, end: float
+) -> None:
+    """Set the limits of both axes: to the last share `zoom` of x, and to what is to be seen there of y.
+
+    end: of x, which all panels share, one with shorter series too."""
     start = end * (1 - min(max(zoom, 0.01), 1.0))
     if end > 0:
         axes.set_xlim(start, end + 0.02 * (end - start))

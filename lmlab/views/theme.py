@@ -42,7 +42,7 @@ _RULES = f"""
   padding: 12px 16px; margin: 2px 0; max-width: 920px; font: 13px/1.5 {_SANS};
 }}
 .lmlab.lm-wide {{ width: fit-content; max-width: min(1280px, 100%) }}
-.lmlab * {{ box-sizing: border-box }}
+.lmlab, .lmlab * {{ box-sizing: border-box }}
 .lmlab .lm-row {{ display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center }}
 .lmlab .lm-spread {{ justify-content: space-between }}
 .lmlab .lm-mono {{ font-family: {_MONO}; font-size: 12px }}
@@ -61,9 +61,9 @@ _RULES = f"""
   font-size: 12px;
 }}
 .lmlab .lm-facts {{
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 10px 18px; margin: 10px 0 4px;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 10px 18px; margin: 10px 0 4px;
 }}
-.lmlab .lm-tight {{ grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)) }}
+.lmlab .lm-tight {{ grid-template-columns: repeat(auto-fit, minmax(116px, 1fr)) }}
 .lmlab .lm-fact {{ min-width: 0; overflow-wrap: anywhere }}
 .lmlab .lm-name {{ color: var(--lm-dim); font-size: 11px; line-height: 1.3 }}
 .lmlab .lm-value {{ font-weight: 600; font-variant-numeric: tabular-nums }}

@@ -138,8 +138,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
     """Chromium with an empty profile."""
     if not CHROMIUM.is_file():
         pytest.fail(f"no browser at {CHROMIUM}; install Debian's package chromium, as .ci/run does")
-    from playwright.sync_api import sync_playwright
+    from notebook_page import START_MS
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=START_MS)
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),

@@ -16,7 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts" / "browser"
 KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-EDGES = 150  # pixels of JupyterLab's own menus and bars above and below a notebook
+EDGES = 180  # pixels of JupyterLab's own menus and bars above and below a notebook
 TALLEST = 12_000
 START_MS, CELL_MS = 30_000, 90_000
 
@@ -39,6 +39,10 @@ SETTLED = """() => {
 ACTIVE_ATTRIBUTES = """() => [...document.querySelectorAll(".jp-OutputArea-output *")]
     .flatMap(element => [...element.attributes].map(attribute => attribute.name))
     .filter(name => name.startsWith("on"))"""
+HEIGHT = """() => {
+    const cells = [...document.querySelectorAll(".jp-Notebook .jp-Cell")];
+    return cells[cells.length - 1].getBoundingClientRect().bottom - cells[0].getBoundingClientRect().top;
+}"""
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,10 @@ class NotebookPage:
         """Save the whole notebook as artifacts/browser/NAME-light.png and NAME-dark.png; how bright its cards are."""
         before = self.page.viewport_size
         assert before is not None
-        tall = self.page.evaluate(
-            "Math.max(...[...document.querySelectorAll('.jp-Notebook *')].map(e => e.scrollHeight))"
-        )
-        self.page.set_viewport_size({"width": before["width"], "height": min(tall + EDGES, TALLEST)})
+        for _ in range(2):  # cells out of sight have a height only once they were seen
+            tall = min(int(self.page.evaluate(HEIGHT)) + EDGES, TALLEST)
+            self.page.set_viewport_size({"width": before["width"], "height": tall})
+            time.sleep(0.3)
         brightness = {}
         for theme in ("dark", "light"):
             self.set_theme(theme)
