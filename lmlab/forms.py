@@ -46,7 +46,9 @@ class ConfigForm(Face):
         rows: dict[str, list[Any]] = {group: [] for group in GROUPS}
         for setting in settings(self.base):
             rows[setting.group].append(self._row(setting))
-        tabs = ipywidgets.Tab([ipywidgets.VBox(group) for group in rows.values()], titles=list(rows))
+        tabs = ipywidgets.Tab(
+            [ipywidgets.VBox(group) for group in rows.values()], titles=[group.split(" and ")[0] for group in rows]
+        )
         self.run_button = ipywidgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.run_button.on_click(self.doing(self.start))
@@ -59,18 +61,18 @@ class ConfigForm(Face):
         import ipywidgets
 
         control = control_for(setting, Registry(self.arguments.get("models_dir")).names())
-        control.layout.width = "190px"
+        control.layout = {"width": "190px", "flex": "0 0 auto"}
         switch = None
         if setting.optional and setting.kind in ("int", "float"):
             switch = ipywidgets.Checkbox(value=setting.value is not None, indent=False, description="on")
-            switch.layout.width = "54px"
+            switch.layout = {"width": "54px", "flex": "0 0 auto"}
             control.disabled = not switch.value
             switch.observe(lambda change: setattr(control, "disabled", not change["new"]), "value")
             switch.observe(self._check, "value")
         control.observe(self._check, "value")
         self.controls[setting.name] = control, switch
-        gap = ipywidgets.HTML(layout={"width": "54px"}) if switch is None else switch
-        label = ipywidgets.Label(setting.name, layout={"width": "190px"})
+        gap = ipywidgets.HTML(layout={"width": "54px", "flex": "0 0 auto"}) if switch is None else switch
+        label = ipywidgets.Label(setting.name, layout={"width": "190px", "flex": "0 0 auto"})
         return ipywidgets.HBox(
             [label, gap, control, ipywidgets.HTML(meaning_of(setting))], layout={"align_items": "center"}
         )
@@ -158,9 +160,8 @@ def control_for(setting: Setting, model_names: list[str]) -> Any:
 
     if setting.name == "model_name":
         known = [*model_names, *([setting.value] if setting.value not in (None, *model_names) else [])]
-        return ipywidgets.Dropdown(
-            options=[("the custom Transformer", None), *((n, n) for n in known)], value=setting.value
-        )
+        options = [("the custom Transformer", None), *((name, name) for name in known)]
+        return ipywidgets.Dropdown(options=options, index=[None, *known].index(setting.value))
     if setting.kind in ("int", "float"):
         kind = ipywidgets.BoundedIntText if setting.kind == "int" else ipywidgets.BoundedFloatText
         limits = {"min": setting.least, "max": setting.most}

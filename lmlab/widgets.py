@@ -110,7 +110,7 @@ class PromptBox(Face):
         config = self.writer.config
         style = {"description_width": "96px"}
         numbers = {"style": style, "layout": {"width": "330px"}, "continuous_update": False}
-        self.prompt = ipywidgets.Textarea(value=config.sampling_prompt, rows=5, layout={"width": "100%"})
+        self.prompt = ipywidgets.Textarea(value=config.sampling_prompt, rows=5, layout={"width": "auto"})
         self.temperature = ipywidgets.FloatSlider(
             value=min(config.sampling_temperature, 2.0), min=0, max=2, step=0.05, description="Temperature", **numbers
         )

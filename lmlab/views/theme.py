@@ -61,7 +61,7 @@ _RULES = f"""
   font-size: 12px;
 }}
 .lmlab .lm-facts {{
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 10px 18px; margin: 10px 0 4px;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 10px 12px; margin: 10px 0 4px;
 }}
 .lmlab .lm-tight {{ grid-template-columns: repeat(auto-fit, minmax(116px, 1fr)) }}
 .lmlab .lm-fact {{ min-width: 0; overflow-wrap: anywhere }}
@@ -74,7 +74,7 @@ _RULES = f"""
   overflow-wrap: anywhere; max-height: 220px; overflow-y: auto;
 }}
 .lmlab .lm-head {{ color: var(--lm-dim); font-size: 11px; font-weight: 600; margin: 10px 0 2px }}
-.lmlab .lm-scroll {{ overflow-x: auto }}
+.lmlab .lm-scroll {{ overflow-x: auto; display: grid; grid-template-columns: minmax(0,1fr); justify-items: start }}
 .lmlab table.lm-table {{ border-collapse: collapse; margin: 2px 0; width: auto; font-size: 13px; border: 0 }}
 .lmlab .lm-table th, .lmlab .lm-table td {{
   text-align: left; vertical-align: top; padding: 5px 13px 5px 0; border: 0; border-bottom: 1px solid var(--lm-line);
@@ -90,7 +90,9 @@ _RULES = f"""
 .lmlab .lm-columns {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 4px 14px }}
 .lmlab svg {{ display: block; max-width: 100%; height: auto }}
 .lmlab .lm-table svg {{ max-width: none }}
-.lmlab svg text {{ font: 11px {_SANS}; fill: var(--lm-dim) }}
+.lmlab svg text {{
+  font: 11px {_SANS}; fill: var(--lm-dim); paint-order: stroke; stroke: var(--lm-panel); stroke-width: 3px;
+}}
 .lmlab .lm-tokens {{
   white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; max-height: 420px; overflow-y: auto;
 }}
