@@ -5,6 +5,7 @@ A thin face over `launch` and `Run.stop`. ipywidgets loads when a form is made.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +47,8 @@ class ConfigForm(Face):
         rows: dict[str, list[Any]] = {group: [] for group in GROUPS}
         for setting in settings(self.base):
             rows[setting.group].append(self._row(setting))
-        tabs = ipywidgets.Tab(
-            [ipywidgets.VBox(group) for group in rows.values()], titles=[group.split(" and ")[0] for group in rows]
-        )
+        titles = [group.partition(" and ")[0] for group in rows]  # a tab has no room for more
+        tabs = ipywidgets.Tab([ipywidgets.VBox(group) for group in rows.values()], titles=titles)
         self.run_button = ipywidgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.run_button.on_click(self.doing(self.start))
@@ -61,11 +61,11 @@ class ConfigForm(Face):
         import ipywidgets
 
         control = control_for(setting, Registry(self.arguments.get("models_dir")).names())
-        control.layout = {"width": "190px", "flex": "0 0 auto"}
+        control.layout.width, control.layout.flex = "190px", "0 0 auto"
         switch = None
         if setting.optional and setting.kind in ("int", "float"):
             switch = ipywidgets.Checkbox(value=setting.value is not None, indent=False, description="on")
-            switch.layout = {"width": "54px", "flex": "0 0 auto"}
+            switch.layout.width, switch.layout.flex = "54px", "0 0 auto"
             control.disabled = not switch.value
             switch.observe(lambda change: setattr(control, "disabled", not change["new"]), "value")
             switch.observe(self._check, "value")
@@ -181,4 +181,5 @@ def control_for(setting: Setting, model_names: list[str]) -> Any:
 def meaning_of(setting: Setting) -> str:
     """What a setting means, with how it acts together with others on hover."""
     text = f"{escape(setting.meaning)} {element('i', escape(setting.reasonable_range))}"
+    text = re.sub("`([^`]*)`", r"<code>\1</code>", text)
     return element("div", text, title=setting.interactions, style="font-size:12px;line-height:1.35;opacity:.75")
