@@ -36,6 +36,8 @@ _HOMES = {
         "Look",
         "compare",
         "diff",
+        "free_name",
+        "get_model",
         "look",
         "microscope",
         "models",

@@ -53,7 +53,7 @@ class ConfigForm(Face):
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.run_button.on_click(self.doing(self.start))
         self.stop_button.on_click(self.doing(self.stop))
-        self.view = ipywidgets.HTML(layout={"width": "100%"})
+        self.view = ipywidgets.HTML()
         buttons = ipywidgets.HBox([self.run_button, self.stop_button])
         return ipywidgets.VBox([tabs, buttons, self.message, self.view])
 

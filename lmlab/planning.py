@@ -106,6 +106,7 @@ class Report:
         if config.gradient_accumulation_steps > 1:
             windows = f"{config.gradient_accumulation_steps} × {windows}"
         seen = "" if e.epochs is None else f", {epochs(e.epochs)}"
+        in_turn = " in turn with gradients" if config.gradient_accumulation_steps == 1 else ""
         return {
             "config hash": config.config_hash,
             "model": f"{self.model['architecture_type']}: " + ", ".join(f"{k} {v}" for k, v in model.items()),
@@ -114,7 +115,7 @@ class Report:
             "batches": f"{windows} = {e.tokens // config.max_steps:,} tokens an update",
             "steps": f"{config.max_steps:,} updates, {e.tokens:,} tokens{seen}",
             "memory": f"about {size(e.memory)} at the peak: weights {size(e.weights)}, gradients {size(e.gradients)}, "
-            f"optimizer {size(e.optimizer)}, activations {size(e.activations)}"
+            f"optimizer {size(e.optimizer)}, activations {size(e.activations)}{in_turn}"
             + (f", libraries {size(e.libraries)}, allocator {size(e.allocator)}" if e.libraries else ""),
             "time": f"about {duration(e.seconds)} on this machine ({self.device}, {self.precision}, "
             f"{e.flops_per_step / 1e9:,.3g} GFLOP an update)",

@@ -16,9 +16,10 @@ from lmlab.comparison import smallest_difference
 from lmlab.config import find_runs_dir
 from lmlab.errors import UsageError
 from lmlab.evaluate import token_losses
+from lmlab.hub import import_model
 from lmlab.lab import Run
 from lmlab.record import find_runs
-from lmlab.registry import Registry
+from lmlab.registry import Entry, Registry
 from lmlab.sampling import load_writer, sampling_settings, write
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
@@ -42,6 +43,28 @@ def runs(runs_dir: str | Path | None = None) -> cards.Runs:
 def models(models_dir: str | Path | None = None) -> cards.Models:
     """All registered models as a list that shows itself as a table."""
     return cards.Models(Registry(models_dir).entries())
+
+
+def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -> Entry:
+    """The registered model of that name, imported from `source` if there is none yet, so that a cell can run twice.
+
+    source: as for `hub.import_model`, whose errors this raises. Raises UsageError where the name belongs to another.
+    """
+    registry = Registry(models_dir)
+    if name not in registry.names():
+        imported = import_model(source, name, models_dir=models_dir)
+        assert imported is not None
+        return imported
+    entry = registry.get(name)
+    if entry.model_id not in (None, source):
+        raise UsageError(f"{name!r} is a model from {entry.model_id} already; choose another name for {source}")
+    return entry
+
+
+def free_name(name: str, *, models_dir: str | Path | None = None) -> str:
+    """`name`, or where a registered model bears it, the first of `name`-v2, `name`-v3, … that is free."""
+    taken = Registry(models_dir).names()
+    return next(n for n in (name, *(f"{name[:58]}-v{count}" for count in range(2, len(taken) + 3))) if n not in taken)
 
 
 def diff(a: Run, b: Run) -> cards.ShownDifference:

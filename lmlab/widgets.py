@@ -51,7 +51,7 @@ class RunPicker(Face):
             layout={"width": "320px"},
         )
         self.again = ipywidgets.Button(description="Read again", icon="refresh")
-        self.view = ipywidgets.HTML(layout={"width": "100%"})
+        self.view = ipywidgets.HTML()
         self.again.on_click(self.doing(self.refresh))
         for control in (self.list, self.axis, self.smoothing):
             control.observe(self.doing(self.draw), "value")

@@ -100,6 +100,17 @@ def test_look_has_the_model_s_own_numbers(run: lab.Run):
         lab.look(run, "The cat " * 20)
 
 
+def test_a_model_is_imported_once_and_names_are_counted_on():
+    entry = lab.get_model("builtin:tiny-qwen", "tiny")
+    assert lab.get_model("builtin:tiny-qwen", "tiny") == entry
+    assert [model.model_name for model in lab.models()] == ["tiny"]
+    with pytest.raises(UsageError, match="'tiny' is a model from builtin:tiny-qwen"):
+        lab.get_model("Qwen/Qwen2.5-0.5B", "tiny")
+    assert [lab.free_name("other"), lab.free_name("tiny")] == ["other", "tiny-v2"]
+    lab.get_model("builtin:tiny-qwen", "tiny-v2")
+    assert lab.free_name("tiny") == "tiny-v3"
+
+
 def test_what_a_hook_measured_is_drawn(run: lab.Run):
     [axes] = lab.plot_hook(run, "attention_entropy").axes
     assert [len(line.get_xdata()) for line in axes.lines] == [3] * 4  # steps 2, 4, 6; two layers of two heads

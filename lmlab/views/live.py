@@ -53,7 +53,7 @@ def live_view(history: History, total_steps: int | None = None) -> View:
         element("div", element("div", title, "lm-row") + element("span", escape(ending), "lm-dim"), "lm-row lm-spread"),
         bar(history.step / total if total else 0.0),
         element("div", "".join(_facts(history, total)), "lm-facts lm-tight"),
-        loss_chart(history, total),
+        loss_chart(history, total if status == "running" else None),  # what has ended fills the chart
         *warnings_of(history),
     ]
     for sample in reversed(history.samples()[-SHOWN_SAMPLES:]):

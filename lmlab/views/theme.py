@@ -61,9 +61,9 @@ _RULES = f"""
   font-size: 12px;
 }}
 .lmlab .lm-facts {{
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 10px 12px; margin: 10px 0 4px;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, auto)); gap: 10px 12px; margin: 10px 0 4px;
 }}
-.lmlab .lm-tight {{ grid-template-columns: repeat(auto-fit, minmax(116px, 1fr)) }}
+.lmlab .lm-tight {{ grid-template-columns: repeat(auto-fit, minmax(116px, auto)) }}
 .lmlab .lm-fact {{ min-width: 0; overflow-wrap: anywhere }}
 .lmlab .lm-name {{ color: var(--lm-dim); font-size: 11px; line-height: 1.3 }}
 .lmlab .lm-value {{ font-weight: 600; font-variant-numeric: tabular-nums }}

@@ -217,6 +217,7 @@ class NotebookPage:
         for theme in ("dark", "light"):
             self.set_theme(theme)
             time.sleep(0.3)  # colours fade over
+            self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
             brightness[theme] = self.brightness(".lmlab")
             self.picture_as_it_is(f"{name}-{theme}")
         self.page.set_viewport_size(before)
