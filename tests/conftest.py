@@ -33,8 +33,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     import torch
 
     threads = torch.get_num_threads()
-    for name in ("LMLAB_HOME", "LMLAB_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith(("LMLAB_", "HF_")) and name != "LMLAB_TEST_GGUF":
+            monkeypatch.delenv(name)
     monkeypatch.setenv("LMLAB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("LMLAB_MODELS_DIR", str(tmp_path / "models"))
     monkeypatch.chdir(tmp_path)

@@ -528,6 +528,7 @@ figure
 
 @pytest.fixture(scope="module")
 def kernel():
+    import matplotlib.font_manager  # noqa: F401  matplotlib lists the fonts of a new machine once, and says so
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(extra_arguments=["--IPKernelApp.capture_fd_output=False"])

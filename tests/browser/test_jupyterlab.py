@@ -63,12 +63,13 @@ def test_the_dashboard_runs_and_its_buttons_train_stop_and_delete(open_notebook:
     page.picture_as_it_is("dashboard-form")
 
     models = page.cell_with("registry_browser(")
+    kept, deleted = (name.split()[-1] for name in models.locator("option").all_text_contents())
     models.locator("select").select_option(index=1)
     models.get_by_role("button", name="Delete…").click()
-    expect(models).to_contain_text("delete stories-2 and its files")
+    expect(models).to_contain_text(f"delete {deleted} and its files")
     models.get_by_role("button", name="Delete for good").click()
-    expect(models).to_contain_text("stories-2 is deleted")
-    assert models.locator("option").all_text_contents() == ["stories"]
+    expect(models).to_contain_text(f"{deleted} is deleted")
+    assert models.locator("option").all_text_contents() == [kept]
     page.assert_no_error()
 
 

@@ -27,8 +27,16 @@ def test_resume_from_checkpoint(straight: Session, resumed: Session) -> None:
     assert [event["step"] for event in after if event["event"] == "step"] == [8, 9, 10, 11, 12]
     assert comparable([e for e in after if e["event"] == "step"]) == comparable(straight.of("step")[7:])
 
+    ends = [
+        state_of(lab.checkpoint(run, 12)) for lab, run in ((resumed.lab, "interrupted"), (straight.lab, "straight"))
+    ]
+    assert {key: ends[0][key] for key in ends[0] if key != "run_id"} == {
+        k: ends[1][k] for k in ends[1] if k != "run_id"
+    }
+
     trainer = Trainer.from_checkpoint(saved)
     assert trainer.step == 7
+    assert trainer.position == state_of(saved)["data"]["position"] == 7 * 8
     assert trainer.config == TrainingConfig.from_dict({**STRAIGHT, "max_steps": 7})
     for own, part in (
         (trainer.model.tensors(), "model"),
