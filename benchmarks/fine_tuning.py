@@ -58,7 +58,7 @@ def serve_lmlab(folder: Path, shape: str) -> None:
         batch_size=batch_size, max_seq_len=context, learning_rate=LEARNING_RATE, grad_clip=1.0, precision="bf16",
         lr_schedule="constant", warmup_steps=0, weight_decay=0.0, eval_cadence=None, beta2=0.999,
     )  # fmt: skip
-    model = load_adapter(folder)
+    model = load_adapter(folder, dtype=torch.float32)
     trainer = Trainer(model, create_optimizer(model.model, config), config)
     data = windows(model.vocab_size, context, 1000 * batch_size)
     losses: list[float] = []
@@ -127,7 +127,7 @@ def main() -> None:
             make_qwen(Path(scratch))
         common = (arguments.shape, "--model", str(arguments.model or scratch), "--serve")
         with Program(__file__, *common, "lmlab") as ours, Program(__file__, *common, "trainer") as theirs:
-            answers = in_turn({"lmlab": ours, "Trainer": theirs}, STEPS, ROUNDS)
+            answers = in_turn({"lmlab": ours, "Trainer": theirs}, STEPS, ROUNDS, warmup=2)
             memory = {"lmlab": ours.peak_memory // 2**20, "Trainer": theirs.peak_memory // 2**20}
     batch_size, context = SHAPES[arguments.shape]
     speeds = {name: [STEPS * batch_size * context / a["seconds"] for a in answers[name]] for name in answers}

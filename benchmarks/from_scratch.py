@@ -47,7 +47,7 @@ def serve_nanogpt(path: str) -> None:
     from model import GPT, GPTConfig
 
     torch.manual_seed(1)
-    text = storybook.text()
+    text = storybook.generate()
     tokenizer = CharTokenizer.from_text(text)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.encode(text).astype(np.uint16).tofile(f"{folder}/train.bin")

@@ -25,6 +25,8 @@ def origin(entry: Entry) -> str:
     """Where a model is from, in one word or two."""
     if entry.fine_tuned_from is not None:
         return f"from {entry.fine_tuned_from}"
+    if entry.lineage:  # a branch of a run that began with no model
+        return f"from run {entry.lineage[-1].run_id}"
     revision = f"@{entry.revision[:7]}" if entry.revision else ""
     return f"{entry.model_id}{revision}" if entry.model_id else entry.source
 

@@ -241,6 +241,8 @@ def finish(run: Any) -> int:
     """Say what is left to be said of a run, and its exit status."""
     if run.was_done:
         print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; raise --max-steps to go on")
+    if run.registered_as is not None:
+        print(f"registered {run.registered_as}; use it with: python main.py --model-name {run.registered_as}")
     if run.stopped_by is None:
         return 0
     print(f"stopped at step {run.step}; go on with: python main.py --resume {run.folder}", file=sys.stderr)
@@ -255,12 +257,14 @@ def import_model(options: argparse.Namespace) -> int:
     from lmlab import hub
 
     def agree(plan: Any) -> bool:
-        print(plan)
+        tell(str(plan))
         return confirm(f"Import it as {plan.name!r}?", options.yes)
 
-    entry = hub.import_model(
-        options.source, name=options.name, revision=options.revision, models_dir=options.models_dir, confirm=agree
-    )
+    def tell(message: str) -> None:
+        print(message, flush=True)
+
+    folders = {"models_dir": options.models_dir}
+    entry = hub.import_model(options.source, options.name, options.revision, **folders, confirm=agree, tell=tell)
     if entry is None:
         print("nothing was imported")
         return 1
@@ -297,18 +301,22 @@ def model_info(options: argparse.Namespace) -> int:
 
 def delete_model(options: argparse.Namespace) -> int:
     """Remove a model after saying what goes with it."""
+    from lmlab import catalogue
     from lmlab.registry import Registry
+    from lmlab.words import size
 
     registry = Registry(options.models_dir)
     entry, children = registry.get(options.name), registry.descendants(options.name)
     if children and not options.force:
         registry.remove(options.name)  # refuses, and says why
-    come_from_it = f" The models {', '.join(children)} come from it and stay." if children else ""
-    if not confirm(f"Delete {options.name} with {len(entry.files)} files?{come_from_it}", options.yes):
+    print(f"{options.name}: {len(entry.files)} files, {size(entry.size_bytes)}, {catalogue.origin(entry)}")
+    if children:
+        print(f"these come from it and stay: {', '.join(children)}")
+    if not confirm(f"Delete {options.name}?", options.yes):
         print("nothing was deleted")
         return 1
     freed = registry.remove(options.name, force=options.force)
-    print(f"deleted {options.name}, {freed / 1e6:,.1f} MB freed")
+    print(f"deleted {options.name}, {size(freed)} freed")
     return 0
 
 
@@ -331,9 +339,12 @@ def validate_registry(options: argparse.Namespace) -> int:
         print(problem)
     left = sum(not problem.fixed for problem in problems)
     if left and not options.fix:
-        print(f"{left} problems in {registry.models_dir}; --fix removes dead entries and orphans")
+        print(f"{left} problem{'s' * (left > 1)} in {registry.models_dir}; --fix removes dead entries and orphans")
     elif not problems:
-        print(f"all {len(registry.names())} models in {registry.models_dir} are as they were registered")
+        n_models = len(registry.names())
+        found = {0: "no models", 1: "1 model, as it was registered"}
+        all_right = found.get(n_models, f"{n_models} models, each as it was registered")
+        print(f"nothing is wrong in {registry.models_dir}: {all_right}")
     return 1 if left else 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import sys
 import time
 from collections.abc import Iterator
 
@@ -53,6 +55,20 @@ def set_threads(threads: int) -> None:
     """Use that many processor threads. The sum of floats depends on it, so a run keeps the number it began with."""
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed for what comes next, once per process; returns whether it could be asked to.
+
+    By default every tensor above some MB is given back to the system and its successor faulted in anew, page by page,
+    which takes up to half of a step. The process then stays as large as it was at its largest.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -156,6 +156,8 @@ def card(entry: Entry, saved: Checkpoint, base: str | None) -> str:
     if base:
         head["base_model"] = base
     origin = f"a fine-tune of `{entry.fine_tuned_from}`" if entry.fine_tuned_from else "trained from scratch"
+    if entry.lineage and not entry.fine_tuned_from:
+        origin = "a branch of another run"
     loads = (
         "`lmlab.load_adapter(folder)`"
         if entry.architecture_type == "custom-transformer"

@@ -37,7 +37,8 @@ def import_model(
     """Bring a model in and register it. None where `confirm` declined its plan.
 
     source: hub id, its web address, a folder, a .gguf file, or `builtin:tiny-qwen`. revision: branch, tag or commit of
-    the hub. tell: called where the import has to wait for another process.
+    the hub. tell: called with a line for people where the import has to wait for another process, and where checking
+    what came begins.
     Raises HubError on whatever keeps the model out, RegistryError on a bad name or a damaged registry.
     """
     origin = origin_of(source, revision)
@@ -56,6 +57,7 @@ def import_model(
                 attempt.forget()
                 return None
             origin.fetch(folder)
+            tell("checking the files and the model's first forward pass")
             return admit(registry, plan, folder)
         except Unfinished:
             attempt.forget_if_empty()

@@ -22,7 +22,7 @@ from lmlab.events import now
 from lmlab.optim import create_optimizer
 from lmlab.record import Record
 from lmlab.registry import Entry, Registry, check_name
-from lmlab.resuming import find_checkpoint, merge_config, run_folder_of, same_corpus, saved_config
+from lmlab.resuming import find_checkpoint, merge_config, named_fields, run_folder_of, same_corpus, saved_config
 from lmlab.session import ask_to_stop, train
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
@@ -154,15 +154,29 @@ def execute(
     listeners: Sequence[Listener] | None = None,
     resumed_from: Path | None = None,
     warnings: Sequence[str] = (),
+    models_dir: str | Path | None = None,
 ) -> Run:
-    """Run a Trainer in its folder and return the `Run`. listeners: None shows a live view."""
+    """Run a Trainer in its folder and return the `Run`. listeners: None shows a live view.
+
+    A run that is to be registered under a name is, once it completes, whether in one session or in several.
+    """
     if listeners is None:
         from lmlab.views.live import live_listener
 
         listeners = [live_listener(trainer.config.max_steps, trainer.folder)]
     received = train(trainer, listeners=listeners, resumed_from=resumed_from, warnings=warnings)
     assert trainer.folder is not None
-    return Run(trainer.folder, trainer=trainer, stopped_by=received)
+    finished = Run(trainer.folder, trainer=trainer, stopped_by=received)
+    if finished.status == "completed":
+        register_if_promised(finished, trainer, models_dir)
+    return finished
+
+
+def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
+    """Register a run under the name that it was given at its start, unless that was done before."""
+    name, registry = trainer.facts.get("register_as"), Registry(models_dir)
+    if name is not None and not (name in registry.names() and registry.get(name).run_id == finished.run_id):
+        finished.registered_as = finished.register(name, models_dir).model_name
 
 
 def resume(
@@ -183,21 +197,17 @@ def resume(
     """
     runs = find_runs_dir(runs_dir)
     saved, warnings = find_checkpoint(where, runs)
-    merged = merge_config(saved, changes_of(config, overrides))
+    merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
     if trainer.finished:
-        return Run(folder, trainer=trainer, was_done=True)
-    return execute(trainer, listeners, resumed_from=saved.folder, warnings=warnings)
-
-
-def changes_of(config: ConfigLike, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a user named, in a config file or besides; those left out are not among them."""
-    if config is None:
-        return dict(overrides)
-    named = read_config(config)
-    values = named.to_dict()
-    return {**{name: values[name] for name in named.model_fields_set}, **overrides}
+        done = Run(folder, trainer=trainer, was_done=True)
+        register_if_promised(done, trainer, models_dir)
+        return done
+    name = saved.state.get("register_as")
+    if name is not None and name in Registry(models_dir).names():
+        warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
+    return execute(trainer, listeners, resumed_from=saved.folder, warnings=warnings, models_dir=models_dir)
 
 
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus, folder: Path) -> Trainer:
@@ -226,24 +236,24 @@ def branch(
 ) -> Run:
     """A new run from step 0 with a checkpoint's weights and a fresh optimizer, registered as `name` when it completes.
 
-    The checkpoint's run, and the model it came from, stay as they are. data: other text than the checkpoint's is fine
-    here. The model name that the run itself bears is no branch: it resumes. Raises UsageError where `name` is taken,
-    and what `resume` raises.
+    The checkpoint's run, and the model it came from, stay as they are. data, config, overrides: other text and settings
+    than the checkpoint's are fine here, but for the weights' own. A model name that the run itself bears is no branch:
+    it resumes. Raises UsageError where `name` is taken, and what `resume` raises.
     """
     saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
-    if name == saved_config(saved).model_name:
+    if name in (saved_config(saved).model_name, saved.state.get("register_as")):
         folders = {"runs_dir": runs_dir, "models_dir": models_dir}
         return resume(where, config=config, data=data, listeners=listeners, **folders, **overrides)
     if check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
-    merged = merge_config(saved, changes_of(config, overrides))
+    merged = merge_config(saved, named_fields(read_config(config), overrides), branch=True)
     folder = new_run_folder(runs_dir, run_name)
     seed = merged.seed if merged.seed is not None else secrets.randbits(31)
     corpus = same_corpus(saved, None) if data is None else load_corpus(data)
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
     adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
-    adapter.use_tokenizer(tokenizer)
+    loading.fit(adapter, tokenizer, merged)
     link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
     facts = {
         "run_id": folder.name,
@@ -252,6 +262,7 @@ def branch(
         "fine_tuned_from": saved.state["fine_tuned_from"],
         "fine_tuning_started_at": now(),
         "lineage": [*saved.state["lineage"], link],
+        "register_as": name,
         **data_facts,
     }
     trainer = Trainer(
@@ -265,8 +276,7 @@ def branch(
         seed=seed,
         facts=facts,
     )
-    finished = execute(trainer, listeners)
-    return register_if_completed(finished, name, models_dir)
+    return execute(trainer, listeners, models_dir=models_dir)
 
 
 def finetune(
@@ -276,23 +286,19 @@ def finetune(
     *,
     config: ConfigLike = None,
     models_dir: str | Path | None = None,
+    listeners: Sequence[Listener] | None = None,
     **arguments: Any,
 ) -> Run:
     """Fine-tune a registered model on text, and register the result as `name` when it completes.
 
-    Further arguments as for `run`. Raises ModelNotFound, and RegistryError where `name` is taken.
+    Further arguments as for `run`. Raises ModelNotFound, and UsageError where `name` is taken.
     """
     if name is not None and check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose another name")
-    tuned = run(config, data, models_dir=models_dir, model_name=model_name, **arguments)
-    return tuned if name is None else register_if_completed(tuned, name, models_dir)
-
-
-def register_if_completed(finished: Run, name: str, models_dir: str | Path | None) -> Run:
-    """Register the last checkpoint of a run that completed; one that was stopped is only returned."""
-    if finished.status == "completed":
-        finished.register(name, models_dir)
-    return finished
+    trainer = build(config, data, models_dir=models_dir, model_name=model_name, **arguments)
+    if name is not None:
+        trainer.facts["register_as"] = name
+    return execute(trainer, listeners, models_dir=models_dir)
 
 
 def register(
@@ -311,7 +317,7 @@ class Run(Record):
     The model of the run that trained last stays in memory; that of an earlier one comes from its newest checkpoint, so
     that a notebook which keeps many runs (IPython keeps every result of a cell) holds one model.
     stopped_by: the number of the signal that ended the last session, None where it ended by itself. was_done: there
-    was nothing left to resume.
+    was nothing left to resume. registered_as: the model that the last session made of it.
     """
 
     _holder: ClassVar[weakref.ref[Run] | None] = None  # the run whose model is in memory
@@ -326,6 +332,7 @@ class Run(Record):
     ) -> None:
         super().__init__(folder)
         self.stopped_by, self.was_done = stopped_by, was_done
+        self.registered_as: str | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
         if trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None

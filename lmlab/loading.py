@@ -9,7 +9,7 @@ import torch
 
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
-from lmlab.config import TrainingConfig
+from lmlab.config import TrainingConfig, find_file
 from lmlab.devices import pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
@@ -50,12 +50,13 @@ def load_tokenizer(config: TrainingConfig, text: str, models_dir: Path | str | N
         return Tokenizer.load(registry.path(config.model_name))
     if override in registry.names():
         return Tokenizer.load(registry.path(override))
-    if not Path(override).is_dir():
+    folder = find_file(override)
+    if not folder.is_dir():
         known = ", ".join(registry.names()) or "none"
         raise TokenizerError(
             f"tokenizer_override: {override!r} is neither `char`, nor a folder, nor a registered model (there are: {known})"
         )
-    return Tokenizer.load(override)
+    return Tokenizer.load(folder)
 
 
 def load_model(

@@ -22,7 +22,7 @@ FLOAT = 4  # weights, gradients, the optimizer's state and the residual stream a
 # The rules of the code that the terms below follow; tests compare each with its origin.
 BLOCKWISE_KEYS = 512  # up to here bf16 attention on a processor keeps its probabilities, `transformer.attend`
 QUERIES_AT_ONCE = 64  # in blocks of so many queries, each with the keys up to its end
-LOGITS_AT_ONCE = 1 << 24  # from here on the loss is computed in chunks, `adapters.base.chunked_cross_entropy`
+LOGITS_AT_ONCE = 1 << 24  # from here on the loss is computed in chunks, `adapters.head.chunked_cross_entropy`
 
 # What the process gains besides tensors when it first trains: parts of torch that the first update imports, and
 # kernels made for this processor. Measured with a model of a few hundred weights.

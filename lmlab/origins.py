@@ -6,14 +6,16 @@ taken along, whatever the source: no code, no pickles, no folders.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmlab import plain_yaml
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
 from lmlab.registry import FILE_NAME
@@ -33,6 +35,7 @@ LICENSE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)(\.(txt|md))?"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LARGEST = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes; other files but weights: LARGEST_OTHER
 LARGEST_OTHER = 256 << 20
+TINY_PARAMETERS = 1_116_288  # of builtin:tiny-qwen
 PROBE = 8  # tokens of the forward pass that a newcomer has to survive
 
 
@@ -98,6 +101,18 @@ def select_from_folder(folder: Path) -> dict[str, int]:
     return {name: there[name] for name in names}
 
 
+def license_of(folder: Path) -> str | None:
+    """The licence that a folder's model card states at its head, None where it states none."""
+    try:
+        with open(folder / "README.md", encoding="utf-8") as file:
+            _, head, _ = file.read(1 << 16).split("---\n", 2)
+        card, _ = plain_yaml.read_mapping(head)
+    except (OSError, ValueError):
+        return None
+    stated = card.get("license_name" if card.get("license") == "other" else "license")
+    return one_line(stated, 100) if isinstance(stated, str) else None
+
+
 def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
     """Copy files, not links, into `target`. Raises HubError."""
     try:
@@ -107,12 +122,32 @@ def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
         raise HubError(f"cannot copy {name} from {folder}: {describe_os_error(error)}") from error
 
 
-def convert_gguf(path: Path, target: Path) -> None:
-    """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError."""
+@contextlib.contextmanager
+def gguf_errors(path: Path) -> Iterator[None]:
+    """Turn whatever the readers of a GGUF file raise into a HubError."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
         raise HubError("reading a .gguf file needs the extra `gguf`: pip install 'lmlab[gguf]'") from error
+    try:
+        yield
+    except Exception as error:  # the readers raise whatever a damaged file makes of them; all of it means the same here
+        raise HubError(f"{path} cannot be read as a GGUF model: {one_line(error)}; choose another file") from error
+
+
+def gguf_facts(path: Path) -> tuple[int, str | None]:
+    """The number of weights in a GGUF file and the licence that it states. Raises HubError."""
+    with gguf_errors(path):
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        stated = reader.get_field("general.license")
+        license = None if stated is None else one_line(stated.contents(), 100)
+        return sum(int(tensor.n_elements) for tensor in reader.tensors), license
+
+
+def convert_gguf(path: Path, target: Path) -> None:
+    """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError."""
     import torch
     from safetensors.torch import save_file
     from transformers import CONFIG_MAPPING, AutoTokenizer
@@ -120,7 +155,7 @@ def convert_gguf(path: Path, target: Path) -> None:
 
     from lmlab.adapters.pretrained import model_class, quiet
 
-    try:
+    with gguf_errors(path):
         with quiet():
             values = load_gguf_checkpoint(str(path))["config"]
             config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
@@ -133,8 +168,6 @@ def convert_gguf(path: Path, target: Path) -> None:
         config.dtype = torch.float32
         config.save_pretrained(str(target))
         save_file({k: v.float().contiguous() for k, v in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
-    except Exception as error:  # the readers raise whatever a damaged file makes of them; all of it means the same here
-        raise HubError(f"{path} cannot be read as a GGUF model: {one_line(error)}; choose another file") from error
 
 
 def make_tiny_qwen(target: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
+from lmlab.config import find_file, home
 from lmlab.errors import ModelNotFound, RegistryError
 from lmlab.files import (
     TEMPORARY,
@@ -57,18 +58,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def default_models_dir() -> Path:
-    """LMLAB_MODELS_DIR, else `models` in LMLAB_HOME, the current folder, or the nearest parent that holds `configs`."""
-    if named := os.environ.get("LMLAB_MODELS_DIR"):
-        return Path(named)
-    if home := os.environ.get("LMLAB_HOME"):
-        return Path(home) / "models"
-    here = Path.cwd()
-    if not (here / "models").is_dir():
-        for parent in (here, *here.parents):
-            if (parent / "configs").is_dir():
-                return parent / "models"
-    return here / "models"
+def find_models_dir(models_dir: Path | str | None = None) -> Path:
+    """Where models are kept: `models_dir` looked up as every path, else LMLAB_MODELS_DIR, else `models` under `home()`."""
+    named = models_dir or os.environ.get("LMLAB_MODELS_DIR")
+    return find_file(named) if named else home() / "models"
 
 
 class FileInfo(BaseModel):
@@ -148,8 +141,8 @@ class Registry:
     """The models of one folder. Nothing is kept in memory: every call reads the file as it is now."""
 
     def __init__(self, models_dir: Path | str | None = None) -> None:
-        """models_dir: None means `default_models_dir()`. It need not exist yet."""
-        self.models_dir = default_models_dir() if models_dir is None else Path(models_dir)
+        """models_dir: see `find_models_dir`. It need not exist yet."""
+        self.models_dir = find_models_dir(models_dir)
         self.file = self.models_dir / REGISTRY_FILE
 
     def names(self) -> list[str]:
@@ -168,8 +161,8 @@ class Registry:
         """The entry of that name. Raises ModelNotFound listing what there is, RegistryError on a damaged entry."""
         models = self._read()
         if name not in models:
-            known = ", ".join(models) if models else "none yet: get one with `import-model SOURCE`"
-            raise ModelNotFound(f"no model {name!r} in {self.file}; there are: {known}")
+            known = f"are: {', '.join(models)}" if models else "are none yet; get one with `import-model SOURCE`"
+            raise ModelNotFound(f"no model {name!r} in {self.file}; there {known}")
         flaw = self._flaw(name, models[name])
         if flaw is not None:
             raise RegistryError(f"entry {name!r} in {self.file} is damaged: {flaw}; run `validate-registry --fix`")
@@ -234,7 +227,10 @@ class Registry:
             children = self.descendants(name)
             entry = self.get(name)
             if children and not force:
-                raise RegistryError(f"{', '.join(children)} come from {name!r}; delete them first, or use --force")
+                come = "come" if len(children) > 1 else "comes"
+                raise RegistryError(
+                    f"{', '.join(children)} {come} from {name!r}; delete what comes from it first, or use --force"
+                )
             del models[name]
             shared = any(isinstance(v, dict) and v.get("local_path") == entry.local_path for v in models.values())
         folder = self.models_dir / entry.local_path
@@ -274,11 +270,14 @@ class Registry:
         return problems
 
     def _orphans(self, used: set[str]) -> Iterator[tuple[Path, str]]:
-        """Folders that no entry names, unfinished imports that nobody works on, and remains of dead writers."""
+        """Folders that no entry names, unfinished imports that nobody works on, and remains of dead writers.
+
+        The caller holds the lock, so that whoever wrote the registry is dead, even if its process number lives again.
+        """
         for path in sorted(self.models_dir.iterdir()):
             temporary = TEMPORARY.match(path.name)
             if temporary:
-                if not is_alive(int(temporary[1])):
+                if path.name.startswith(f".{REGISTRY_FILE}.") or not is_alive(int(temporary[1])):
                     yield path, "is left over from a process that died"
             elif path.name.startswith((PARTIAL, IMPORT_LOCK)):
                 name = path.name.removeprefix(PARTIAL).removeprefix(IMPORT_LOCK).removesuffix(".lock")

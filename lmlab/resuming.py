@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from lmlab.record import LOG
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
-ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")  # fixed, too, where no model has its own
+BRANCHING = ("model_name", "tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
+ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")  # too, where no model has its own
 
 
 def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list[str]]:
@@ -66,10 +68,20 @@ def saved_config(saved: Checkpoint) -> TrainingConfig:
         raise CheckpointError(str(error)) from error
 
 
-def merge_config(saved: Checkpoint, changes: dict[str, Any]) -> TrainingConfig:
-    """The saved config with the user's changes. Raises UsageError naming both values of one that cannot change."""
+def named_fields(config: TrainingConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a user named, in a config or besides; those left out are not among them."""
+    values = config.to_dict()
+    return {**{name: values[name] for name in config.model_fields_set}, **overrides}
+
+
+def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = False) -> TrainingConfig:
+    """The saved config with the user's changes. Raises UsageError naming both values of one that cannot change.
+
+    branch: only the weights are taken over, and begin a run of their own.
+    """
     own = saved_config(saved)
-    fixed = FIXED if own.model_name is not None else FIXED + ARCHITECTURE
+    fixed: tuple[str, ...] = BRANCHING if branch else FIXED
+    fixed = fixed if own.model_name is not None else fixed + ARCHITECTURE
     for name in sorted(changes.keys() & set(fixed)):
         before = getattr(own, name)
         if name == "seed":
@@ -81,7 +93,8 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any]) -> TrainingConfig:
                 f"{name}={changes[name]} contradicts the checkpoint {saved.folder}, which has {name}={before}; "
                 "leave it out, or start a new run"
             )
-    changes = {name: value for name, value in changes.items() if name != "seed"}
+    if not branch:
+        changes = {name: value for name, value in changes.items() if name != "seed"}
     return own.updated(**changes) if changes else own
 
 

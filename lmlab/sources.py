@@ -17,6 +17,7 @@ from lmlab.words import count, one_line, size
 Kind = Literal["huggingface", "local", "gguf", "builtin"]
 BUILTIN = "builtin:"
 TINY_QWEN = "tiny-qwen"
+CUSTOM = "custom-transformer"
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,17 @@ class FromFolder(Origin):
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
         """See which files make up the model."""
         from lmlab.adapters.huggingface import architecture_type_of
+        from lmlab.adapters.pretrained import count_parameters, read_config
 
         self.files = origins.select_from_folder(self.path)
         total = sum(self.files.values())
+        n_parameters = None
         with as_hub_error(f"the folder {self.path}", self.path):
             model_type = str(origins.architecture(self.path).get("model_type"))
-        kind = architecture_type_of(model_type)
-        return ImportPlan(name, self.source, self.model_id, None, kind, None, None, total, total, tuple(self.files))
+            if model_type != CUSTOM:
+                n_parameters = count_parameters(read_config(self.path), self.path, 2 * total)
+        facts = (architecture_type_of(model_type), n_parameters, origins.license_of(self.path))
+        return ImportPlan(name, self.source, self.model_id, None, *facts, total, total, tuple(self.files))
 
     def fetch(self, folder: Path) -> None:
         """Copy the files."""
@@ -174,10 +179,11 @@ class FromGguf(Origin):
         return self.path.stem.lower()
 
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
-        """The file's size; a quantized one grows up to eight times."""
-        total = self.path.stat().st_size
+        """Four bytes for every weight, however few the file has for it."""
+        n_parameters, license = origins.gguf_facts(self.path)
+        facts = ("gguf", n_parameters, license, 4 * n_parameters, 4 * n_parameters)
         note = "its weights are stored unpacked, as fp32"
-        return ImportPlan(name, self.source, self.model_id, None, "gguf", None, None, total, 8 * total, (), (note,))
+        return ImportPlan(name, self.source, self.model_id, None, *facts, (), (note,))
 
     def fetch(self, folder: Path) -> None:
         """Convert the file."""
@@ -197,7 +203,8 @@ class Builtin(Origin):
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
         """Nothing needs to be looked at."""
         note = "random weights, made on the spot"
-        return ImportPlan(name, self.source, self.model_id, None, "qwen", None, "MIT", 5 << 20, 0, (), (note,))
+        facts = ("qwen", origins.TINY_PARAMETERS, "MIT", 4 * origins.TINY_PARAMETERS, 4 * origins.TINY_PARAMETERS)
+        return ImportPlan(name, self.source, self.model_id, None, *facts, (), (note,))
 
     def fetch(self, folder: Path) -> None:
         """Make the model."""

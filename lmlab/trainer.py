@@ -65,6 +65,8 @@ class Trainer:
         self.folder, self.facts, self.listeners = folder, facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
         self.precision = devices.resolve_precision(config.precision, self.device)
+        if self.device.type == "cpu":
+            devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
         self.random = devices.RandomStream(devices.seeded_random_state(seed, self.device), self.device)
         self.step, self.position, self.seed = 0, 0, seed

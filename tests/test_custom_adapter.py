@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmlab.adapters import base, custom
-from lmlab.adapters.base import BaseAdapter, chunked_cross_entropy
+from lmlab.adapters import custom, head
+from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.adapters.head import chunked_cross_entropy
 from lmlab.errors import CheckpointError
 from lmlab.loading import load_adapter
 from lmlab.transformer import Transformer
@@ -55,8 +56,9 @@ def test_the_loss_is_that_of_the_logits() -> None:
 
 @pytest.mark.parametrize("elements", [1, 50, 17 * 7, 10**6])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("with_bias", [True, False])
 def test_a_loss_in_chunks_has_the_value_and_the_gradient_of_the_whole(
-    elements: int, reduction: str, monkeypatch: pytest.MonkeyPatch
+    elements: int, reduction: str, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     targets_N = torch.randint(0, VOCABULARY, (20,), generator=draw)
@@ -65,15 +67,17 @@ def test_a_loss_in_chunks_has_the_value_and_the_gradient_of_the_whole(
     results = []
     for chunked in (False, True):
         hidden_ND, weight_VD, bias_V = (value.clone().requires_grad_() for value in values)
+        bias_V = bias_V if with_bias else None
         if chunked:
-            monkeypatch.setattr(base, "CHUNK_ELEMENTS", elements)
+            monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
             loss = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, reduction, bias_V)
         else:
             loss = F.cross_entropy(F.linear(hidden_ND, weight_VD, bias_V), targets_N, reduction=reduction)
         loss.backward()
-        results.append([loss.detach(), hidden_ND.grad, weight_VD.grad, bias_V.grad])
+        assert hidden_ND.grad is not None
+        assert weight_VD.grad is not None
+        results.append([loss.detach(), hidden_ND.grad, weight_VD.grad, *([bias_V.grad] if bias_V is not None else [])])
     for one, other in zip(*results, strict=True):
-        assert one is not None
         assert torch.allclose(one, other, atol=1e-5)
 
 
@@ -89,7 +93,7 @@ def test_a_large_vocabulary_takes_the_chunked_way_to_the_same_loss(monkeypatch: 
 
     monkeypatch.setattr(custom, "chunked_cross_entropy", counted)
     monkeypatch.setattr(custom, "CHUNK_ELEMENTS", 100)
-    monkeypatch.setattr(base, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 100)
     assert torch.allclose(model.loss(inputs_BT, targets_BT), whole, atol=1e-5)
     assert calls == [1]
 

@@ -185,7 +185,12 @@ def test_a_local_folder_is_copied_and_its_links_become_files(tiny_qwen: Path, mo
         (folder / path.name).symlink_to(path)
     (folder / "training_args.bin").write_bytes(b"pickle")
     (folder / "checkpoint-1").mkdir()
-    entry = bring(str(folder), models)
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# Mine\n")
+    plans: list[hub.ImportPlan] = []
+    entry = bring(str(folder), models, confirm=lambda plan: not plans.append(plan))
+    assert "My Qwen: qwen, 29k parameters, 132 kB in " in str(plans[0])
+    assert "licence mit" in str(plans[0])
+    assert (plans[0].n_parameters, plans[0].license) == (entry.n_parameters, entry.license)
     assert (entry.model_name, entry.source, entry.revision, entry.model_id) == ("my-qwen", "local", None, "My Qwen")
     assert set(os.listdir(models / "my-qwen")) == {path.name for path in tiny_qwen.iterdir()}
     assert not any(path.is_symlink() for path in (models / "my-qwen").iterdir())
@@ -197,7 +202,10 @@ def test_the_builtin_model_needs_no_network_and_is_always_the_same(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     random_state = torch.get_rng_state()
-    one = bring("builtin:tiny-qwen", models)
+    plans: list[hub.ImportPlan] = []
+    one = bring("builtin:tiny-qwen", models, confirm=lambda plan: not plans.append(plan))
+    assert plans[0].n_parameters == one.n_parameters
+    assert plans[0].size_bytes == pytest.approx(one.size_bytes, rel=0.05)
     two = bring("builtin:tiny-qwen", models, name="two")
     assert torch.equal(torch.get_rng_state(), random_state)
     assert one.files == two.files
@@ -220,6 +228,7 @@ def write_gguf(path: Path, folder: Path) -> None:
     n_heads, n_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
+    writer.add_license("cc0-1.0")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -254,7 +263,10 @@ def test_a_gguf_file_is_stored_as_safetensors_with_equal_logits(models: Path, tm
     pytest.importorskip("gguf")
     folder = tiny_models.make(tmp_path / "llama", "llama")
     write_gguf(tmp_path / "Tiny-F32.gguf", folder)
-    entry = bring(str(tmp_path / "Tiny-F32.gguf"), models)
+    plans: list[hub.ImportPlan] = []
+    entry = bring(str(tmp_path / "Tiny-F32.gguf"), models, confirm=lambda plan: not plans.append(plan))
+    assert (plans[0].n_parameters, plans[0].license) == (entry.n_parameters, "cc0-1.0")
+    assert entry.license == "cc0-1.0"
     assert (entry.model_name, entry.source, entry.architecture_type) == ("tiny-f32", "gguf", "llama")
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= entry.files.keys()
     ids_BT = torch.arange(12)[None]
@@ -371,7 +383,8 @@ def test_two_imports_of_one_model_download_it_once(server: HubServer, models: Pa
     server.released.set()
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0] == "qwen2.5-0.5b\n"
+    assert outputs[0][0] == "checking the files and the model's first forward pass\nqwen2.5-0.5b\n"
+    assert outputs[1][0] == "qwen2.5-0.5b\n"
     assert next(r.range for r in server.requests if r.server == "store" and "model." in r.path) is None
     assert sum("/tokenizer.json?" in r.path and r.server == "store" for r in server.requests) == 1
     assert Registry(models).validate() == []

@@ -13,7 +13,7 @@ import torch
 from tiny_models import CONFIGS, VOCABULARY
 
 from lmlab import checkpoint, devices, lab, memory, transformer
-from lmlab.adapters import base
+from lmlab.adapters import head
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.adapters.huggingface import adapter_for
@@ -32,7 +32,9 @@ SMALL: dict[str, Any] = {
     "batch_size": 4,
     "dropout": 0.1,
 }
-SHIPPED = ("default", "small-model", "large-model", "fast-training", "detailed-eval", "custom-transformer")
+SHIPPED = (
+    "default", "small-model", "large-model", "fast-training", "quick-text", "detailed-eval", "custom-transformer",
+)  # fmt: skip
 TRAINED_FROM_HERE = """
 import json, pathlib, resource, sys
 import psutil
@@ -114,7 +116,7 @@ def kept_for_backward(adapter: BaseAdapter, config: TrainingConfig, precision: s
 def test_the_rules_that_the_terms_follow_are_those_of_the_code():
     assert memory.BLOCKWISE_KEYS == transformer.EXPLICIT_ATTENTION_KEYS
     assert memory.QUERIES_AT_ONCE == transformer.ATTENTION_BLOCK
-    assert memory.LOGITS_AT_ONCE == base.CHUNK_ELEMENTS
+    assert memory.LOGITS_AT_ONCE == head.CHUNK_ELEMENTS
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -17,7 +17,9 @@ from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ("default", "small-model", "large-model", "fast-training", "detailed-eval", "custom-transformer")
+SHIPPED = (
+    "default", "small-model", "large-model", "fast-training", "quick-text", "detailed-eval", "custom-transformer",
+)  # fmt: skip
 
 
 def written(folder: Path, **values: Any) -> Path:

@@ -19,8 +19,8 @@ from lmlab.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 SHIPPED = (
-    "custom-transformer", "default", "detailed-eval", "fast-training", "large-model", "qwen-base", "qwen-finetuned",
-    "small-model",
+    "custom-transformer", "default", "detailed-eval", "fast-training", "large-model", "quick-text", "qwen-base",
+    "qwen-finetuned", "small-model",
 )  # fmt: skip
 SPECIFIED = {
     "n_layers",

@@ -17,8 +17,13 @@ def text(n_words: int = 2000) -> str:
     return " ".join(words[(i * i + i // 7) % len(words)] for i in range(n_words))
 
 
-def write_tokenizer(folder: Path, tokenizer_class: str = "Qwen2Tokenizer", vocabulary: int = VOCABULARY) -> int:
-    """Train a byte-level BPE and write its files. Returns the id of end-of-text."""
+def write_tokenizer(
+    folder: Path,
+    tokenizer_class: str = "Qwen2Tokenizer",
+    vocabulary: int = VOCABULARY,
+    training_text: str | None = None,
+) -> int:
+    """Train a byte-level BPE on `text()`, or on another text, and write its files. Returns the id of end-of-text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -30,7 +35,7 @@ def write_tokenizer(folder: Path, tokenizer_class: str = "Qwen2Tokenizer", vocab
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([text()], trainer)
+    tokenizer.train_from_iterator([training_text or text()], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     model = json.loads((folder / "tokenizer.json").read_text())["model"]

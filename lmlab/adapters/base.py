@@ -11,44 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lmlab.generate import SamplingSettings, generate
 from lmlab.tokenizers import Tokenizer
-
-IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
-CHUNK_ELEMENTS = 1 << 24  # logits held at a time by the chunked loss: 64 MB in fp32
-
-
-def head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-    """Summed loss in nats of one chunk; its logits live no longer than this call."""
-    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
-    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
-
-
-def chunked_cross_entropy(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    reduction: str = "mean",
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Next-token loss in nats, fp32, without ever holding the logits of all tokens.
-
-    The head and the loss run over chunks of tokens and are computed again in the backward pass. Targets of -100 are
-    not counted. reduction: "mean" over counted tokens, or "sum".
-    """
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
-    rows = max(1, CHUNK_ELEMENTS // weight_VD.size(0))
-    for start in range(0, hidden_ND.size(0), rows):
-        part = (hidden_ND[start : start + rows], weight_VD, bias, targets_N[start : start + rows])
-        if hidden_ND.size(0) > rows and torch.is_grad_enabled():
-            total = total + checkpoint(head_loss, *part, use_reentrant=False)
-        else:
-            total = total + head_loss(*part)
-    return total / (targets_N != IGNORED).sum() if reduction == "mean" else total
 
 
 def capture(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[Tensor]:

@@ -11,14 +11,16 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lmlab.adapters.base import BaseAdapter, capture, chunked_cross_entropy
+from lmlab.adapters.attention import use_blockwise_attention
+from lmlab.adapters.base import BaseAdapter, capture
+from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.errors import ConfigError
 
@@ -35,18 +37,20 @@ class Replay:
 class CausalLMAdapter(BaseAdapter):
     """Wraps a causal language model of transformers. `architecture_type` is its `model_type`.
 
-    head_is_linear: whether the logits are one linear map of the last hidden state, so that the loss can be chunked.
-    packs: whether restarting position ids keep the documents of a window apart. None: found out at the first use.
+    shaping: what becomes of the head's product with the last hidden state, so that the loss can be chunked; False
+    where the logits are made in another way. packs: whether restarting position ids keep the documents of a window
+    apart. None: found out at the first use.
     """
 
     model: PreTrainedModel
-    head_is_linear: bool | None = None
+    shaping: Shaping | Literal[False] | None = None
     packs: bool | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.architecture_type = self.architecture_type or model.config.model_type
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        use_blockwise_attention(model)
         self.train(model.training)
 
     @property
@@ -57,10 +61,10 @@ class CausalLMAdapter(BaseAdapter):
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
         """Next-token loss in nats, fp32, over the targets that are not -100; reduction "mean" or "sum"."""
         targets_N = targets_BT.flatten()
-        if self._head_is_linear():
+        if shaping := self._shaping():
             head = self.model.get_output_embeddings()
             hidden_ND = self._apart(self.model.base_model, inputs_BT).flatten(0, 1)
-            return chunked_cross_entropy(hidden_ND, head.weight, targets_N, reduction, head.bias)
+            return chunked_cross_entropy(hidden_ND, head.weight, targets_N, reduction, head.bias, shaping)
         logits_NV = self._apart(self.model, inputs_BT).flatten(0, 1).float()
         return nn.functional.cross_entropy(logits_NV, targets_N, reduction=reduction)
 
@@ -88,10 +92,10 @@ class CausalLMAdapter(BaseAdapter):
             return first(module(input_ids=ids_BT, position_ids=restarted_positions(segments_BT), use_cache=False))
         return in_rows(module, ids_BT, segments_BT)
 
-    def _head_is_linear(self) -> bool:
-        if self.head_is_linear is None:
-            self.head_is_linear = has_linear_head(self.model)
-        return self.head_is_linear
+    def _shaping(self) -> Shaping | Literal[False]:
+        if self.shaping is None:
+            self.shaping = shaping_of(self.model) or False
+        return self.shaping
 
     def _packs(self) -> bool:
         if self.packs is None:
@@ -181,10 +185,10 @@ class CausalLMAdapter(BaseAdapter):
 
 
 class QwenAdapter(CausalLMAdapter):
-    """Qwen 2, 2.5 and 3: a linear head, and attention that follows restarting positions, both known beforehand."""
+    """Qwen 2, 2.5 and 3: a plain head, and attention that follows restarting positions, both known beforehand."""
 
     architecture_type = "qwen"
-    head_is_linear = True
+    shaping = PLAIN
     packs = True
 
 
@@ -232,20 +236,46 @@ def in_rows(module: nn.Module, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def has_linear_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are `get_output_embeddings()` of the base model's output and nothing else, by trying it."""
+def shaping_of(model: PreTrainedModel) -> Shaping | None:
+    """What a model does to the product of its head, by putting numbers in that product's place and looking at the logits.
+
+    None where that is neither a scale nor a cap, or where the head reads something else than the base model's output.
+    """
     head = model.get_output_embeddings()
-    settings = model.config.get_text_config().to_dict()
-    capped = any(value is not None for key, value in settings.items() if "softcap" in key or "soft_cap" in key)
-    if type(head) is not nn.Linear or model.base_model is model or capped:
-        return False
+    if type(head) is not nn.Linear or model.base_model is model:
+        return None
+    reads: list[Tensor] = []
+    products: list[Tensor] = []
+    product_V = torch.linspace(-60.0, 60.0, head.out_features)
+    product_V[-1] = 10_000.0  # tells a cap from a scale
+
+    def replace(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        reads.append(arguments[0])
+        products.append(product_V.to(output).expand_as(output))
+        return products[-1]
+
+    ids_BT = torch.arange(4, device=head.weight.device)[None]
     with evaluating(model):
-        ids_BT = torch.arange(4, device=head.weight.device)[None]
         hidden_BTD = first(model.base_model(input_ids=ids_BT, use_cache=False))
-        logits_BTV = first(model(input_ids=ids_BT, use_cache=False)).float()
-        if hidden_BTD.size(-1) != head.in_features:
-            return False
-        return bool(torch.allclose(head(hidden_BTD).float(), logits_BTV, rtol=1e-5, atol=0.0))
+        handle = head.register_forward_hook(replace)
+        try:
+            logits_BTV = first(model(input_ids=ids_BT, use_cache=False))
+        finally:
+            handle.remove()
+    if len(reads) != 1 or not alike(reads[0], hidden_BTD) or logits_BTV.shape != products[0].shape:
+        return None
+    last = float(logits_BTV[0, -1, -1])
+    for shaping in (PLAIN, Shaping(scale=last / float(products[0][0, -1, -1])), Shaping(cap=last)):
+        if last > 0 and alike(logits_BTV, shaping(products[0])):
+            return shaping
+    return None
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same but for the rounding of the coarser dtype."""
+    coarse = min(torch.finfo(one.dtype).bits, torch.finfo(other.dtype).bits) < 32
+    tolerance = 2e-2 if coarse else 1e-5
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()

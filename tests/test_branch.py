@@ -1,0 +1,125 @@
+"""Branches and named fine-tunes: what they may change, how their ancestry is told, and that their name is not lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from tiny_config import TINY
+
+from lmlab import catalogue, events, hub, lab
+from lmlab.checkpoint import step_folder
+from lmlab.errors import ConfigError, RegistryError, UsageError
+from lmlab.registry import Registry
+
+CONFIG = {**TINY, "precision": "fp32", "max_steps": 4, "checkpoint_cadence": 2, "sampling_max_length": 3, "seed": 1}
+
+
+def at_step(run: lab.Run, step: int) -> Path:
+    return step_folder(run.folder / "checkpoints", step)
+
+
+def told(run: lab.Run, kind: str, key: str) -> list[Any]:
+    """One value of each event of a kind in a run's log."""
+    return [event[key] for event in events.read(run.log_path) if event["event"] == kind]
+
+
+def stop_after(step: int) -> Callable[[dict[str, Any]], None]:
+    """A listener that interrupts the run after an update, as a user does with Ctrl-C."""
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            os.kill(os.getpid(), 2)
+
+    return listen
+
+
+@pytest.fixture
+def custom(corpus: Path) -> lab.Run:
+    """Four steps of a tiny Transformer of our own, registered nowhere."""
+    return lab.run(CONFIG, corpus, run_name="custom", listeners=[])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """The name of a registered tiny Qwen."""
+    entry = hub.import_model(str(tiny_models.make(tmp_path / "base")))
+    assert entry is not None
+    return entry.model_name
+
+
+def test_a_run_that_began_with_no_model_can_be_branched_and_the_branch_tuned(custom: lab.Run, corpus: Path) -> None:
+    branch = lab.branch(at_step(custom, 2), "mine", run_name="branch", listeners=[])
+    entry = Registry().get("mine")
+    assert [link.model_dump() for link in entry.lineage] == [{"model_name": None, "run_id": "custom", "step": 2}]
+    assert (entry.source, entry.fine_tuned_from, entry.run_id, entry.step) == ("custom", None, "branch", 4)
+    assert branch.start["kind"] == "branch"
+    assert "from run custom" in catalogue.render_list(Registry())
+    assert "a new model  step 2 of run custom" in catalogue.render_info(Registry(), "mine", custom.folder.parent)
+    card = (Registry().path("mine") / "README.md").read_text(encoding="utf-8")
+    assert "a branch of another run" in card
+    assert "1. a new model: step 2 of run custom\n2. mine: step 4 of run branch\n" in card
+
+    lab.finetune("mine", corpus, "ours", config={**CONFIG, "max_steps": 1}, run_name="tuned", listeners=[])
+    assert Registry().ancestors("ours") == ["mine"]
+    assert [link.run_id for link in Registry().get("ours").lineage] == ["custom", "branch"]
+
+
+def test_a_branch_may_change_all_but_what_its_weights_rest_on(custom: lab.Run, corpus: Path) -> None:
+    changes = {"seed": 5, "train_ratio": 0.8, "optimizer": "muon", "learning_rate": 1e-4, "max_steps": 1}
+    branch = lab.branch(custom.folder, "other", run_name="other", listeners=[], **changes)
+    assert {name: branch.config[name] for name in changes} == changes
+    assert branch.start["seed"] == 5
+    for name, value in {"n_layers": 5, "max_seq_len": 8, "tokenizer_override": "char"}.items():
+        with pytest.raises(UsageError, match=f"{name}={value} contradicts the checkpoint"):
+            lab.branch(custom.folder, "third", run_name="third", listeners=[], **{name: value})
+    assert sorted(os.listdir(custom.folder.parent)) == ["custom", "other"]
+
+
+def test_a_branch_of_a_model_may_change_the_window_within_what_the_model_can_take(base: str, corpus: Path) -> None:
+    run = lab.run({**CONFIG, "model_name": base}, corpus, run_name="tuned", listeners=[])
+    branch = lab.branch(run.folder, "wide", run_name="wide", listeners=[], max_seq_len=128, max_steps=1, batch_size=2)
+    assert branch.config["max_seq_len"] == 128
+    with pytest.raises(ConfigError, match="max_seq_len=129 is longer than"):
+        lab.branch(run.folder, "wider", run_name="wider", listeners=[], max_seq_len=129)
+
+
+@pytest.mark.parametrize("kind", ["branch", "fine-tune"])
+def test_a_name_is_kept_until_the_run_completes(kind: str, base: str, corpus: Path) -> None:
+    if kind == "branch":
+        first = lab.run({**CONFIG, "model_name": base}, corpus, run_name="first", listeners=[])
+        stopped = lab.branch(first.folder, "named", run_name="r", listeners=[stop_after(1)])
+    else:
+        stopped = lab.finetune(base, corpus, "named", config=CONFIG, run_name="r", listeners=[stop_after(1)])
+    assert (stopped.status, stopped.step) == ("stopped", 1)
+    assert Registry().names() == [base]
+    again = lab.branch("r", "named", listeners=[])  # the run's own name: it goes on
+    assert (again.run_id, again.status, again.step) == ("r", "completed", 4)
+    assert told(again, "step", "step") == [1, 2, 3, 4]
+    assert Registry().get("named").step == 4
+    assert not any("stays as it is" in message for message in told(again, "warning", "message"))
+
+    # made longer, the run goes on; the model that bears its name stays what it is, and that is said
+    before = Registry().get("named")
+    longer = lab.resume("r", listeners=[], max_steps=5)
+    assert longer.step == 5
+    assert Registry().get("named") == before
+    warning = "the model named stays as it is; give what comes of this session a name of its own"
+    assert told(longer, "warning", "message").count(warning) == 1
+
+
+def test_a_name_that_was_taken_meanwhile_leaves_the_run_to_be_registered_under_another(
+    custom: lab.Run, base: str, corpus: Path
+) -> None:
+    def take(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 1:
+            lab.register(custom.folder, "wanted")
+
+    with pytest.raises(RegistryError, match="'wanted' is registered already; choose another name"):
+        lab.finetune(base, corpus, "wanted", config=CONFIG, run_name="late", listeners=[take])
+    assert Registry().get("wanted").run_id == "custom"
+    assert lab.register("late", "late").step == 4
