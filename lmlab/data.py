@@ -5,11 +5,9 @@ B batch (windows), T window length in tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,118 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmlab import storybook
+from lmlab.corpus import Corpus as Corpus
+from lmlab.corpus import LargeCorpus as LargeCorpus
+from lmlab.corpus import load_text as load_text
 from lmlab.errors import DataError
-from lmlab.files import describe_os_error, sha256_bytes
 from lmlab.tokenizers import Ids
 
-STORYBOOK = "storybook"
-STORYBOOK_CHARACTERS = 1_000_000
 IGNORED = -100  # a target that counts for nothing; torch's own default
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Training text and where it came from. documents: in order; path: as given, absolute where it is a file."""
-
-    documents: list[str]
-    path: str
-    sha256: str
-
-    @property
-    def text(self) -> str:
-        """All documents, separated by an empty line."""
-        return "\n\n".join(self.documents)
-
-    @property
-    def is_storybook(self) -> bool:
-        """Whether this is the built-in corpus, whose entropy is known."""
-        return self.path.split(":")[0] == STORYBOOK
-
-
-def load_text(data: str | Path | None = None) -> Corpus:
-    """The corpus at `data`: a UTF-8 file, a folder of .txt, a .jsonl with a `text` field, or the built-in storybook.
-
-    None or "storybook" is the built-in corpus of 1 MB, "storybook:N" of N characters. Raises DataError naming the
-    file, and the byte or line in it, that cannot be used.
-    """
-    name = STORYBOOK if data is None else str(data)
-    if name.split(":")[0] == STORYBOOK and not Path(name).exists():
-        return load_storybook(name)
-    path = Path(name).expanduser()
-    try:
-        if path.is_dir():
-            documents = load_folder(path)
-        elif path.suffix == ".jsonl":
-            documents = load_json_lines(path)
-        else:
-            documents = [load_file(path)]
-    except FileNotFoundError as error:
-        raise DataError(f"no data at {path}: give --data a text file, a folder of .txt, or leave it out") from error
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or path}: {describe_os_error(error)}") from error
-    return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
-
-
-def load_storybook(name: str) -> Corpus:
-    """The built-in corpus: "storybook" or "storybook:N" for about N characters. Raises DataError on another N."""
-    size = name.partition(":")[2] or str(STORYBOOK_CHARACTERS)
-    if not size.isascii() or not size.isdigit() or not 1 <= int(size) <= 10**9:
-        raise DataError(f"{name!r} is no size of the storybook: write storybook:N, N characters from 1 to 1000000000")
-    text = storybook.generate(int(size))
-    return Corpus([text], name, sha256_bytes(text.encode()))
-
-
-def decode_text(content: bytes, path: Path) -> str:
-    """UTF-8 bytes as text, a byte-order mark dropped. Raises DataError with the offset of the first wrong byte."""
-    if b"\0" in content:
-        raise DataError(f"{path} is binary: it holds a NUL at byte {content.index(0)}; give a UTF-8 text file")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first") from error
-    return text.removeprefix("\ufeff")
-
-
-def load_file(path: Path) -> str:
-    """The text of one file. Raises DataError where it is empty, binary or not UTF-8, and OSError."""
-    text = decode_text(path.read_bytes(), path)
-    if not text.strip():
-        raise DataError(f"{path} is empty: give a file with text in it")
-    return text
-
-
-def load_folder(path: Path) -> list[str]:
-    """The text of every .txt below a folder, in the order of their names, empty ones left out. Raises DataError."""
-    texts = [decode_text(file.read_bytes(), file) for file in sorted(path.rglob("*.txt")) if file.is_file()]
-    documents = [text for text in texts if text.strip()]
-    if not documents:
-        raise DataError(f"the folder {path} holds no .txt file with text in it")
-    return documents
-
-
-def load_json_lines(path: Path) -> list[str]:
-    """The `text` of every line of a .jsonl, empty ones left out. Raises DataError naming the line."""
-    documents = []
-    for number, line in enumerate(decode_text(path.read_bytes(), path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not a JSON object with a `text` field") from error
-        if not isinstance(text, str):
-            raise DataError(f"{path}, line {number}: `text` is not a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            what = f"U+{ord(text[error.start]):04X} at {error.start}"
-            raise DataError(f"{path}, line {number}: `text` holds half of a surrogate pair, {what}") from error
-        if text.strip():
-            documents.append(text)
-    if not documents:
-        raise DataError(f"{path} is empty: no line holds any text")
-    return documents
 
 
 def split_corpus(ids: Ids, train_ratio: float) -> tuple[Ids, Ids]:
@@ -221,7 +114,10 @@ def epoch_starts(sampler: Sampler, epoch: int) -> npt.NDArray[np.int64]:
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([sampler.seed, epoch])))
     slack = sampler.n_tokens - 1 - sampler.epoch_length * sampler.max_seq_len
     offset = int(generator.integers(0, slack + 1))
-    return offset + generator.permutation(sampler.epoch_length).astype(np.int64) * sampler.max_seq_len
+    starts = generator.permutation(sampler.epoch_length).astype(np.int64, copy=False)
+    starts *= sampler.max_seq_len  # in place: of a large text, there are many millions
+    starts += offset
+    return starts
 
 
 class DataLoader:

@@ -18,6 +18,7 @@ from lmlab.data import IGNORED, Batch, DataLoader
 from lmlab.devices import autocast
 from lmlab.tokenizers import Tokenizer
 
+DECODED_AT_ONCE = 1 << 20  # tokens
 LEAK_NATS = 20.0  # a total this far below the entropy of the text cannot be luck: e^-20 is one in 500 million
 
 
@@ -55,10 +56,18 @@ def batches_of(loader: DataLoader, max_batches: int | None) -> list[Batch] | ite
 
 
 def count_bytes(loader: DataLoader, tokenizer: Tokenizer | None, max_batches: int | None) -> int:
-    """UTF-8 bytes of the targets that an evaluation counts; without a tokenizer, one byte a token."""
-    counted = [batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches_of(loader, max_batches)]
-    ids = torch.cat(counted) if counted else torch.empty(0, dtype=torch.int64)
-    return len(ids) if tokenizer is None else len(tokenizer.decode(ids.tolist()).encode("utf-8", "replace"))
+    """UTF-8 bytes of the targets that an evaluation counts; without a tokenizer, one byte a token.
+
+    They are decoded a million at a time, so that a long split needs no memory; where a border parts the tokens of one
+    character, it counts a few bytes too many.
+    """
+    counted = (batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches_of(loader, max_batches))
+    if tokenizer is None:
+        return sum(map(len, counted))
+    n_bytes, at_once = 0, max(1, DECODED_AT_ONCE // (loader.batch_size * loader.dataset.max_seq_len))
+    while group := list(itertools.islice(counted, at_once)):
+        n_bytes += len(tokenizer.decode(torch.cat(group).numpy()).encode("utf-8", "replace"))
+    return n_bytes
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from lmlab import devices, loading, provenance, storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
-from lmlab.data import Corpus, DataLoader, WindowDataset, load_text, split_corpus
+from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.errors import ConfigError, RunError, UsageError
 from lmlab.events import now
 from lmlab.optim import create_optimizer
@@ -61,7 +61,7 @@ def build(
     folder = new_run_folder(runs_dir, run_name)
     origin = loading.origin_of(config, models_dir)
     corpus = load_corpus(data)
-    tokenizer = loading.load_tokenizer(config, corpus.text, models_dir)
+    tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
     adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir).to(devices.pick_device())
     optimizer = create_optimizer(adapter.model, config)
@@ -94,20 +94,20 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     return folder
 
 
-def load_corpus(data: str | Path | None) -> Corpus:
+def load_corpus(data: str | Path | None) -> Corpus | LargeCorpus:
     """The text at `data`, a relative path looked up as every path is; None is the built-in storybook."""
     return load_text(data if data is None else find_file(data))
 
 
 def load_batches(
-    config: TrainingConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int, position: int = 0
+    config: TrainingConfig, corpus: Corpus | LargeCorpus, tokenizer: Tokenizer, seed: int, position: int = 0
 ) -> tuple[DataLoader, DataLoader | None, dict[str, Any]]:
     """Training and validation batches of a corpus, and what the log and checkpoints say of the data.
 
     position: windows that a resumed run has seen. Validation is None where its split holds no target.
     Raises DataError where the training split does not fill one window.
     """
-    ids = tokenizer.encode_documents(corpus.documents)
+    ids = corpus.encode(tokenizer)
     train_ids, val_ids = split_corpus(ids, config.train_ratio)
     windows_per_update = config.batch_size * config.gradient_accumulation_steps
     batches = DataLoader(WindowDataset(train_ids, config.max_seq_len), windows_per_update, seed=seed, position=position)
@@ -116,7 +116,7 @@ def load_batches(
         raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
     floor_total = None
     if corpus.is_storybook and val is not None:
-        floor_total, _ = storybook.floor(tokenizer.decode(val_ids.tolist()))
+        floor_total, _ = storybook.floor(tokenizer.decode(val_ids))
     facts = {
         "data": {
             "path": corpus.path,
@@ -210,7 +210,7 @@ def resume(
     return execute(trainer, listeners, resumed_from=saved.folder, warnings=warnings, models_dir=models_dir)
 
 
-def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus, folder: Path) -> Trainer:
+def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
     """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
     tokenizer = saved.tokenizer()
     position = int(saved.state["data"]["position"])

@@ -10,6 +10,7 @@ import torch
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig, find_file
+from lmlab.corpus import Corpus, LargeCorpus
 from lmlab.devices import pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
@@ -36,14 +37,16 @@ def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAd
     return adapter_for(str(model_type)).load(Path(folder), dtype)
 
 
-def load_tokenizer(config: TrainingConfig, text: str, models_dir: Path | str | None = None) -> Tokenizer:
-    """The tokenizer of a run: the override of the config, else the model's own, else the characters of `text`.
+def load_tokenizer(
+    config: TrainingConfig, corpus: Corpus | LargeCorpus, models_dir: Path | str | None = None
+) -> Tokenizer:
+    """The tokenizer of a run: the override of the config, else the model's own, else the characters of `corpus`.
 
     Raises TokenizerError, and ModelNotFound where a name is not in the registry.
     """
     override = config.tokenizer_override
     if (override is None and config.model_name is None) or override == "char":
-        return CharTokenizer.from_text(text)
+        return CharTokenizer(corpus.characters)
     registry = Registry(models_dir)
     if override is None:
         assert config.model_name is not None

@@ -134,9 +134,8 @@ def check_config(path: str | Path, data: str | Path | None = None, *, models_dir
     if config.model_name is not None:
         Registry(models_dir).path(config.model_name)
     corpus = lab.load_corpus(data)
-    tokenizer = loading.load_tokenizer(config, corpus.text, models_dir)
-    ids = tokenizer.encode_documents(corpus.documents)
-    train_ids, val_ids = split_corpus(ids, config.train_ratio)
+    tokenizer = loading.load_tokenizer(config, corpus, models_dir)
+    train_ids, val_ids = split_corpus(corpus.encode(tokenizer), config.train_ratio)
     adapter = outline(config, tokenizer, models_dir)
     device = devices.pick_device()
     found = estimate(adapter, config, device, len(train_ids), len(val_ids))

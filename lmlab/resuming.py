@@ -9,7 +9,7 @@ from typing import Any
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file
-from lmlab.data import Corpus, load_text
+from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
 from lmlab.record import LOG
 
@@ -98,7 +98,7 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = F
     return own.updated(**changes) if changes else own
 
 
-def same_corpus(saved: Checkpoint, data: str | Path | None) -> Corpus:
+def same_corpus(saved: Checkpoint, data: str | Path | None) -> Corpus | LargeCorpus:
     """The text that the run was trained on, from `data` or where it was. Raises DataError where it is another one."""
     facts = saved.state.get("data")
     if not isinstance(facts, dict) or not isinstance(facts.get("path"), str):

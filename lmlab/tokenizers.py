@@ -1,12 +1,14 @@
 """Tokenizers: text to ids and back. Imports neither torch nor transformers until one is needed.
 
-Ids are int32 arrays of numpy, so that a corpus can be larger than memory and batches become tensors late.
+Ids are arrays of numpy, so that a corpus can be larger than memory and batches become tensors late.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from lmlab.errors import TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, write_atomic
 
-Ids = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.integer[Any]]  # int32 from a tokenizer; narrower where they are kept
 CHAR_FILE = "char_tokenizer.json"
 SEPARATOR = "\n\n"  # between documents, for a tokenizer without an end-of-text token
 
@@ -44,12 +46,23 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> None:
         """Write the tokenizer into an existing folder. Raises OSError."""
 
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, computed on all cores. Raises what `encode` raises."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def border(self) -> Ids:
+        """The ids between two documents: end-of-text, or an empty line. Raises TokenizerError."""
+        if self.end_of_text_id is None:
+            return self.encode(SEPARATOR)
+        return np.array([self.end_of_text_id], dtype=np.int32)
+
     def encode_documents(self, documents: Sequence[str]) -> Ids:
         """The ids of all documents in a row, with end-of-text (or an empty line) between them."""
         if self.end_of_text_id is None:
             return self.encode(SEPARATOR.join(documents))
-        end = np.array([self.end_of_text_id], dtype=np.int32)
-        parts = [part for document in documents for part in (self.encode(document), end)]
+        border = self.border()
+        parts = [part for document in documents for part in (self.encode(document), border)]
         return np.concatenate(parts[:-1]) if parts else np.empty(0, dtype=np.int32)
 
     @staticmethod
@@ -104,7 +117,7 @@ class CharTokenizer(Tokenizer):
             points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         except UnicodeEncodeError as error:
             raise TokenizerError(f"character {text[error.start]!r} at {error.start} is no valid Unicode") from error
-        ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
+        ids: Ids = self._id_of_point.take(points, mode="clip")  # what lies beyond is unknown, as the last entry is
         if ids.size and ids.min() < 0:
             at = int(np.argmax(ids < 0))
             raise TokenizerError(
@@ -115,7 +128,7 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Raises TokenizerError on an id outside the vocabulary."""
-        array = np.asarray(list(ids), dtype=np.int64)
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             raise TokenizerError(f"an id is outside the vocabulary of {self.vocab_size} characters")
         return self._points[array].tobytes().decode("utf-32-le")
@@ -179,6 +192,17 @@ class HFTokenizer(Tokenizer):
     def encode(self, text: str) -> Ids:
         """The ids of a text as it stands, without special tokens around it, 1-D int32."""
         return np.asarray(self.inner(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, computed on all cores by the library itself."""
+        encoded = self.inner(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens shown. Ids that no token has (a model may have spare rows) say nothing."""

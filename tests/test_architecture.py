@@ -25,6 +25,8 @@ LEVELS = [
         "signals",
     },
     {
+        "token_cache",
+        "corpus",
         "data",
         "optim",
         "generate",

@@ -46,7 +46,7 @@ from lmlab.trainer import Trainer
 path, text, *settings = sys.argv[1:]
 config = TrainingConfig.from_yaml(path).updated(eval_cadence=None, **dict(map(parse_override, settings)))
 corpus = data.load_text(text)
-tokenizer = loading.load_tokenizer(config, corpus.text)
+tokenizer = loading.load_tokenizer(config, corpus)
 train_ids, _ = data.split_corpus(tokenizer.encode(corpus.text), config.train_ratio)
 windows = config.batch_size * config.gradient_accumulation_steps
 batches = iter(data.DataLoader(data.WindowDataset(train_ids, config.max_seq_len), windows, seed=0))
