@@ -2,6 +2,9 @@
 
 A folder holds `model.safetensors`, `optimizer.safetensors`, `rng.safetensors`, `config.json`, `state.json`,
 `tokenizer/` and `manifest.json`, which is written last and has the size and sha256 of every other file.
+
+Where the optimizer's state is dealt out over ranks, each writes its rows to `optimizer-00001-of-00004.safetensors` and so
+on: a tensor is its parts one below the other in the order of the files, so that any number of ranks can read it.
 """
 
 from __future__ import annotations
@@ -13,21 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.errors import CheckpointError
 from lmlab.files import (
-    atomic_folder,
     describe_os_error,
     dump_json,
+    move_folder,
+    new_folder_beside,
     read_json,
     remove_tree,
     sha256_bytes,
     sha256_file,
     write_atomic,
 )
+from lmlab.ranks import ALONE, World, is_spread, own_part, whole
 from lmlab.tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -47,19 +53,78 @@ class Checkpoint:
         """Updates that the weights have seen."""
         return int(self.state["step"])
 
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of "model", "optimizer" or "rng". Raises CheckpointError."""
-        path = self.folder / f"{part}.safetensors"
-        try:
-            return load_file(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+    def tensors(self, part: str) -> Tensors:
+        """The tensors of "model", "optimizer" or "rng" by name, read when asked for. Raises CheckpointError."""
+        shards = sorted(self.folder.glob(f"{part}-*-of-*.safetensors"))
+        return Tensors(shards or [self.folder / f"{part}.safetensors"])
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with. Raises TokenizerError."""
         return Tokenizer.load(self.folder / "tokenizer")
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Tensors in safetensors files, mapped: nothing is read before it is asked for.
+
+    A name that stands in several files means its parts, one below the other. Raises CheckpointError naming the file.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files: list[tuple[Path, Any]] = []
+        self._where: dict[str, list[int]] = {}
+        for index, path in enumerate(paths):
+            with reading(path):
+                file = safe_open(path, "pt")
+                names = list(file.keys())
+            self._files.append((path, file))
+            for name in names:
+                self._where.setdefault(name, []).append(index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.cat(parts) if len(parts := self._parts(name)) > 1 else parts[0]
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a whole tensor, without reading it."""
+        shapes = [list(part.get_shape()) for _, part in self._slices(name)]
+        return [sum(shape[0] for shape in shapes), *shapes[0][1:]] if shapes[0] else []
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The rows from `start` up to `stop` of a tensor, of which no others are read."""
+        found, offset = [], 0
+        for path, part in self._slices(name):
+            length = part.get_shape()[0]
+            first, last = (min(max(row - offset, 0), length) for row in (start, stop))
+            with reading(path):
+                found.append(part[first:last])
+            offset += length
+        return torch.cat(found)
+
+    def _slices(self, name: str) -> list[tuple[Path, Any]]:
+        return [(path, file.get_slice(name)) for path, file in (self._files[index] for index in self._where[name])]
+
+    def _parts(self, name: str) -> list[Tensor]:
+        found = []
+        for path, file in (self._files[index] for index in self._where[name]):
+            with reading(path):
+                found.append(file.get_tensor(name))
+        return found
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the disk and the tensor library raise while `path` is read into CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -76,22 +141,61 @@ def save(
     rng: Mapping[str, Tensor],
     state: Mapping[str, Any],
     tokenizer: Tokenizer | None,
+    world: World = ALONE,
 ) -> Path:
     """Write a checkpoint, wholly or not at all, and return its folder.
 
-    Raises CheckpointError when the disk refuses; the folder does not exist then, and older checkpoints are untouched.
+    world: who saves together, each calling this with its own part; rank 0 gathers the weights, tensor by tensor, and
+    renames the folder when all parts are there. Raises CheckpointError when the disk refuses; the folder does not exist
+    then, and older checkpoints are untouched.
     """
-    with errors_named(folder), atomic_folder(folder) as temporary:
-        for part, tensors in (("model", model), ("optimizer", optimizer), ("rng", rng)):
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(plain, temporary / f"{part}.safetensors", metadata={"format": "pt"})
-        write_atomic(temporary / "config.json", dump_json(dict(architecture)))
-        write_atomic(temporary / "state.json", dump_json(dict(state)))
-        if tokenizer is not None:
-            (temporary / "tokenizer").mkdir()
-            tokenizer.save(temporary / "tokenizer")
-        write_atomic(temporary / MANIFEST, dump_json(manifest(temporary)))
+    dealt_out = any(is_spread(tensor) for tensor in optimizer.values())
+    temporary: Path | None = None
+    try:
+        with errors_named(folder):
+            temporary = Path(world.first(lambda: new_folder_beside(folder)))
+            if dealt_out:
+                shard = temporary / f"optimizer-{world.rank + 1:05d}-of-{world.size:05d}.safetensors"
+                world.all(lambda: write_tensors(shard, own_parts(optimizer, world)))
+            gathered = {name: kept for name, tensor in model.items() if (kept := gather(tensor, world)) is not None}
+
+            def write_rest() -> None:
+                assert temporary is not None
+                write_tensors(temporary / "model.safetensors", gathered)
+                if not dealt_out:
+                    write_tensors(temporary / "optimizer.safetensors", optimizer)
+                write_tensors(temporary / "rng.safetensors", rng)
+                write_atomic(temporary / "config.json", dump_json(dict(architecture)))
+                write_atomic(temporary / "state.json", dump_json(dict(state)))
+                if tokenizer is not None:
+                    (temporary / "tokenizer").mkdir()
+                    tokenizer.save(temporary / "tokenizer")
+                write_atomic(temporary / MANIFEST, dump_json(manifest(temporary)))
+                move_folder(temporary, folder)
+
+            world.first(write_rest)
+    except BaseException:
+        if temporary is not None and world.leads:
+            remove_tree(temporary)
+        raise
     return folder
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file. Raises OSError or SafetensorError."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def own_parts(optimizer: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """What a rank saves of the optimizer's state: its rows, and rank 0 what has none, such as counts of steps."""
+    return {name: own_part(t) for name, t in optimizer.items() if is_spread(t) or world.leads}
+
+
+def gather(tensor: Tensor, world: World) -> Tensor | None:
+    """The whole of a weight in the processor's memory on rank 0, None on the others. All have to ask."""
+    full = whole(tensor.detach())
+    return full.cpu() if world.leads else None
 
 
 @contextlib.contextmanager
@@ -152,6 +256,14 @@ def load(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     try:
         verify(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or folder}: {describe_os_error(error)}") from error
+    return opened(folder)
+
+
+def opened(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder that has been verified. Raises CheckpointError."""
+    try:
         state = read_json(folder / "state.json")
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename or folder}: {describe_os_error(error)}") from error

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call: Callable[[argparse.Namespace], int] = getattr(options, "call", train)
         return call(options)
     except LabError as error:
-        return report(str(error), error.exit_code)
+        return report(str(error), error.exit_code, error)
     except KeyboardInterrupt:
         return report("interrupted; nothing that was not saved before is saved", INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
@@ -157,11 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:  # whatever we did not foresee is one line, too
         what = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
-        return report(f"{what[:300]}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1)
+        return report(f"{what[:300]}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1, error)
 
 
-def report(message: str, status: int) -> int:
-    """Print an error on one line and return the exit status. LMLAB_DEBUG=1 shows the traceback."""
+def report(message: str, status: int, error: Exception | None = None) -> int:
+    """Print an error on one line and return the exit status. LMLAB_DEBUG=1 shows the traceback.
+
+    Under torchrun the line says which rank it comes from, and torchrun is told of the error.
+    """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and error is not None:
+        from lmlab.ranks import record_failure
+
+        record_failure(error)
+        message = f"rank {os.environ.get('RANK')}: {message}"
     if os.environ.get("LMLAB_DEBUG") == "1":
         import traceback
 
@@ -198,15 +206,32 @@ def confirm(question: str, yes: bool) -> bool:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train, resume or branch. Returns 128 + the number of the signal that stopped it, else 0."""
-    from lmlab.config import TrainingConfig
+    """Train, resume or branch, alone or as one of torchrun's processes. Returns 128 + the signal that stopped it, else 0."""
+    from lmlab import ranks
 
-    overrides = settings(options)
-    if options.resume is None:
-        config = TrainingConfig.from_yaml(options.config) if options.config is not None else TrainingConfig()
-        if options.model_name is not None:
-            overrides["model_name"] = options.model_name
-        return train_new(options, config.updated(**overrides) if overrides else config)
+    with ranks.losses_as_errors():
+        try:
+            go_on_after_restart(options)
+            return train_new(options) if options.resume is None else train_on(options)
+        finally:
+            ranks.leave()
+
+
+def go_on_after_restart(options: argparse.Namespace) -> None:
+    """Where torchrun has started the processes again: go on with the run that they were training."""
+    from lmlab import ranks
+
+    if ranks.was_restarted():
+        from lmlab.config import find_runs_dir
+        from lmlab.session import run_before_restart
+
+        found = ranks.join().first(lambda: run_before_restart(find_runs_dir(options.runs_dir)) or "")
+        if found:
+            options.resume, options.run_name, options.model_name = found, None, None
+
+
+def train_on(options: argparse.Namespace) -> int:
+    """Resume a run, or branch off it."""
     if options.run_name is not None and options.model_name is None:
         raise UsageError("--run-name names a new run, and --resume goes on with an old one; leave one of them out")
     from lmlab import lab
@@ -218,27 +243,42 @@ def train(options: argparse.Namespace) -> int:
         "runs_dir": options.runs_dir,
         "models_dir": options.models_dir,
         "listeners": [Console()],
-        **overrides,
+        **settings(options),
     }
     if options.model_name is None:
         return finish(lab.resume(options.resume, **arguments))
     return finish(lab.branch(options.resume, options.model_name, run_name=options.run_name, **arguments))
 
 
-def train_new(options: argparse.Namespace, config: Any) -> int:
+def train_new(options: argparse.Namespace) -> int:
     """A new run, after a line that says what is to come."""
+    from lmlab.config import TrainingConfig
+
+    config = TrainingConfig.from_yaml(options.config) if options.config is not None else TrainingConfig()
+    overrides = settings(options)
+    if options.model_name is not None:
+        overrides["model_name"] = options.model_name
+    config = config.updated(**overrides) if overrides else config
     from lmlab import lab, planning
     from lmlab.console import Console
 
     trainer = lab.build(
         config, options.data, run_name=options.run_name, runs_dir=options.runs_dir, models_dir=options.models_dir
     )
-    print(planning.plan(trainer), flush=True)
+    if trainer.world.leads:
+        print(planning.plan(trainer), flush=True)
     return finish(lab.execute(trainer, [Console()]))
 
 
 def finish(run: Any) -> int:
-    """Say what is left to be said of a run, and its exit status."""
+    """Say what is left to be said of a run, and its exit status.
+
+    One of torchrun's processes that saved and stopped ends with 0: any other status asks torchrun to start it again.
+    """
+    from lmlab import ranks
+
+    if not ranks.join().leads:
+        return 0
     if run.was_done:
         print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; raise --max-steps to go on")
     if run.registered_as is not None:
@@ -246,7 +286,7 @@ def finish(run: Any) -> int:
     if run.stopped_by is None:
         return 0
     print(f"stopped at step {run.step}; go on with: python main.py --resume {run.folder}", file=sys.stderr)
-    return 128 + int(run.stopped_by)
+    return 0 if ranks.is_launched() else 128 + int(run.stopped_by)
 
 
 # --- models -----------------------------------------------------------------------------------------------------

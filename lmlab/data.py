@@ -19,6 +19,7 @@ from lmlab.corpus import Corpus as Corpus
 from lmlab.corpus import LargeCorpus as LargeCorpus
 from lmlab.corpus import load_text as load_text
 from lmlab.errors import DataError
+from lmlab.ranks import World
 from lmlab.tokenizers import Ids
 
 IGNORED = -100  # a target that counts for nothing; torch's own default
@@ -36,6 +37,14 @@ class Batch(NamedTuple):
     inputs_BT: Tensor
     targets_BT: Tensor
     windows_B: Tensor
+
+
+def own_rows(inputs_BT: Tensor, targets_BT: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """A rank's windows of a batch. One that gets none takes a window none of whose targets count: all must step together."""
+    rows = world.share(len(inputs_BT))
+    if rows.start == rows.stop:
+        return inputs_BT[:1], torch.full_like(targets_BT[:1], IGNORED)
+    return inputs_BT[rows], targets_BT[rows]
 
 
 class WindowDataset:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lmlab.errors import UsageError
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Dense bf16 peak of common accelerators in TFLOP/s, from the makers' data sheets; keys are parts of device names.
 ACCELERATOR_PEAK = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "L4": 121, "4090": 165, "3090": 71}
 
@@ -49,6 +52,23 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a device: an accelerator's own, else the machine's, or the container's where that is less.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return total
 
 
 def set_threads(threads: int) -> None:

@@ -60,3 +60,7 @@ class RunError(LabError):
 
 class DivergedError(LabError):
     """A loss or gradient that is not finite. The update was not made: the weights are those of the step before."""
+
+
+class RankError(LabError):
+    """Processes that train together and lost one another, or of which one could not go on."""

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.adapters.base import BaseAdapter
-from lmlab.data import IGNORED, Batch, DataLoader
+from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.devices import autocast
+from lmlab.ranks import ALONE, World
 from lmlab.tokenizers import Tokenizer
 
 DECODED_AT_ONCE = 1 << 20  # tokens
@@ -79,22 +80,25 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
     max_batches: int | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Token-weighted loss over a loader, dropout off; the model is left in the mode it was in.
 
-    n_bytes: from `count_bytes`, which needs to be asked once.
+    n_bytes: from `count_bytes`, which needs to be asked once. world: who evaluates together, each a share of every
+    batch; all get the whole.
     """
     was_training = adapter.training
     adapter.eval()
-    total, n_tokens = 0.0, 0
+    own_total, n_tokens = 0.0, 0
     try:
         for batch in batches_of(loader, max_batches):
-            inputs_BT, targets_BT = batch.inputs_BT.to(device), batch.targets_BT.to(device)
+            inputs_BT, targets_BT = own_rows(batch.inputs_BT.to(device), batch.targets_BT.to(device), world)
             with autocast(precision, device):
-                total += float(adapter.loss(inputs_BT, targets_BT, "sum"))
+                own_total += float(adapter(inputs_BT, targets_BT, "sum"))
             n_tokens += int((batch.targets_BT != IGNORED).sum())
     finally:
         adapter.train(was_training)
+    total = float(world.sum(torch.tensor(own_total, dtype=torch.float64, device=device)))
     return Evaluation(total, n_tokens, n_bytes)
 
 

@@ -59,6 +59,16 @@ def write_atomic(path: Path | str, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def new_folder_beside(path: Path) -> Path:
+    """Make an empty folder under a temporary name, to become `path` by `move_folder`. Raises FileExistsError, OSError."""
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    os.mkdir(temporary)
+    return temporary
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and is removed when it does not.
@@ -67,11 +77,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     Raises FileExistsError if `path` exists, at entry or when it is to be renamed.
     """
     path = Path(path)
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "exists already", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(path)
-    os.mkdir(temporary)
+    temporary = new_folder_beside(path)
     try:
         yield temporary
         move_folder(temporary, path)

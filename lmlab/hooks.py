@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.errors import ConfigError
+from lmlab.ranks import whole
 
 DEFAULT_CADENCE = 10
 MEASURED_WINDOWS = 4  # windows of the batch that a hook looks at
@@ -75,7 +76,7 @@ class WeightNorms(Hook):
     name = "weight_norms"
 
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
-        return {"norms": {name: float(p.detach().float().norm()) for name, p in model.model.named_parameters()}}
+        return {"norms": {name: float(whole(p.detach().float().norm())) for name, p in model.model.named_parameters()}}
 
 
 HOOKS: dict[str, type[Hook]] = {hook.name: hook for hook in (ActivationStats, AttentionEntropy, WeightNorms)}

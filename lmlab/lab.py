@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lmlab import devices, loading, provenance, storybook
+from lmlab import devices, loading, parallel, provenance, ranks, storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
@@ -22,7 +22,15 @@ from lmlab.events import now
 from lmlab.optim import create_optimizer
 from lmlab.record import Record
 from lmlab.registry import Entry, Registry, check_name
-from lmlab.resuming import find_checkpoint, merge_config, named_fields, run_folder_of, same_corpus, saved_config
+from lmlab.resuming import (
+    find_checkpoint,
+    find_together,
+    merge_config,
+    named_fields,
+    run_folder_of,
+    same_corpus,
+    saved_config,
+)
 from lmlab.session import ask_to_stop, train
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
@@ -56,14 +64,15 @@ def build(
     data: see `load_text`; None is the built-in storybook. overrides: config fields by name. Raises a LabError for
     whatever the user can mend.
     """
-    config = read_config(config, **overrides)
-    seed = config.seed if config.seed is not None else secrets.randbits(31)
-    folder = new_run_folder(runs_dir, run_name)
+    config, world = read_config(config, **overrides), ranks.join()
+    seed = choose_seed(config, world)
+    folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     origin = loading.origin_of(config, models_dir)
     corpus = load_corpus(data)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
     adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir).to(devices.pick_device())
+    parallel.spread(adapter, config)
     optimizer = create_optimizer(adapter.model, config)
     facts = {
         "run_id": folder.name,
@@ -83,6 +92,11 @@ def build(
         seed=seed,
         facts=facts,
     )
+
+
+def choose_seed(config: TrainingConfig, world: ranks.World) -> int:
+    """The seed of a run: the config's, or one drawn for all of its processes."""
+    return config.seed if config.seed is not None else int(world.first(lambda: secrets.randbits(31)))
 
 
 def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
@@ -174,8 +188,15 @@ def execute(
 
 def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
     """Register a run under the name that it was given at its start, unless that was done before."""
-    name, registry = trainer.facts.get("register_as"), Registry(models_dir)
-    if name is not None and not (name in registry.names() and registry.get(name).run_id == finished.run_id):
+    name: str | None = trainer.facts.get("register_as")
+    if name is not None:
+        trainer.world.first(lambda: register_once(finished, name, models_dir))
+
+
+def register_once(finished: Run, name: str, models_dir: str | Path | None) -> None:
+    """Register a run under a name, unless it has it already."""
+    registry = Registry(models_dir)
+    if not (name in registry.names() and registry.get(name).run_id == finished.run_id):
         finished.registered_as = finished.register(name, models_dir).model_name
 
 
@@ -196,7 +217,7 @@ def resume(
     UsageError where a change contradicts the weights or the data, naming both values.
     """
     runs = find_runs_dir(runs_dir)
-    saved, warnings = find_checkpoint(where, runs)
+    saved, warnings = find_together(where, runs, ranks.join())
     merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
@@ -218,7 +239,7 @@ def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCor
     facts = facts_of(saved.state)
     facts["data"] = {**facts["data"], "path": corpus.path}
     return Trainer.from_checkpoint(
-        saved.folder, val_dataloader=val, config=config, train_dataloader=batches, folder=folder, facts=facts
+        saved, val_dataloader=val, config=config, train_dataloader=batches, folder=folder, facts=facts
     )
 
 
@@ -240,20 +261,22 @@ def branch(
     than the checkpoint's are fine here, but for the weights' own. A model name that the run itself bears is no branch:
     it resumes. Raises UsageError where `name` is taken, and what `resume` raises.
     """
-    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
+    world = ranks.join()
+    saved, _ = find_together(where, find_runs_dir(runs_dir), world)
     if name in (saved_config(saved).model_name, saved.state.get("register_as")):
         folders = {"runs_dir": runs_dir, "models_dir": models_dir}
         return resume(where, config=config, data=data, listeners=listeners, **folders, **overrides)
     if check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
     merged = merge_config(saved, named_fields(read_config(config), overrides), branch=True)
-    folder = new_run_folder(runs_dir, run_name)
-    seed = merged.seed if merged.seed is not None else secrets.randbits(31)
+    folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
+    seed = choose_seed(merged, world)
     corpus = same_corpus(saved, None) if data is None else load_corpus(data)
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
     adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
     loading.fit(adapter, tokenizer, merged)
+    parallel.spread(adapter, merged)
     link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
     facts = {
         "run_id": folder.name,

@@ -24,18 +24,29 @@ def launch(
     run_name: str | None = None,
     runs_dir: str | Path | None = None,
     models_dir: str | Path | None = None,
+    processes: int = 1,
     **overrides: object,
 ) -> Run:
     """Train in a process of its own and return at once, when its first line is in the log.
 
-    Arguments as for `lab.run`; what the process prints is in `.RUN.out` beside the run's folder. `attach` shows it from
-    anywhere, `Run.stop` asks it to save and end. Raises ConfigError, and RunError with the process's own message where
-    it does not start.
+    Arguments as for `lab.run`; processes: more than one train together, started by torchrun. What they print is in
+    `.RUN.out` beside the run's folder. `attach` shows it from anywhere, `Run.stop` asks it to save and end. Raises
+    ConfigError, and RunError with the process's own message where it does not start.
     """
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lmlab.cli", "--run-name", folder.name, "--runs-dir", str(folder.parent.resolve())]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [
+        sys.executable,
+        *torchrun,
+        "-m",
+        "lmlab.cli",
+        "--run-name",
+        folder.name,
+        "--runs-dir",
+        str(folder.parent.resolve()),
+    ]
     for flag, value in (("--data", data), ("--models-dir", models_dir)):
         command += [] if value is None else [flag, str(value)]
     defaults = type(resolved)().to_dict()

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmlab.checkpoint import Tensors
 from lmlab.config import TrainingConfig
+from lmlab.ranks import is_spread, own_part, own_range
 
 
 def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -103,17 +105,28 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. Raises ValueError naming a tensor that fits no parameter."""
+    """Put back what `optimizer_tensors` gave. Raises ValueError naming a tensor that fits no parameter.
+
+    Of a parameter whose rows are dealt out over ranks, `Tensors` of a checkpoint read this rank's rows alone.
+    """
     by_name = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
+    for full_name in tensors:
         name, _, key = full_name.rpartition(".")
         parameter = by_name.get(name)
         owner = next((o for o in parts(optimizer) if parameter is not None and holds(o, parameter)), None)
         if parameter is None or owner is None:
             raise ValueError(f"tensor {full_name} belongs to no trained parameter")
-        if tensor.dim() and tensor.shape != parameter.shape:
-            raise ValueError(f"tensor {full_name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
-        owner.state[parameter][key] = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
+        shape = tensors.shape(full_name) if isinstance(tensors, Tensors) else list(tensors[full_name].shape)
+        if shape and shape != list(parameter.shape):
+            raise ValueError(f"tensor {full_name} has shape {shape}, not {list(parameter.shape)}")
+        if shape and is_spread(parameter):
+            assert isinstance(tensors, Tensors)
+            state = torch.zeros_like(parameter.detach())
+            own_part(state).copy_(tensors.rows(full_name, *own_range(parameter)))
+        else:
+            state = tensors[full_name]
+            state = state.to(parameter.device, copy=True) if shape else state.clone()
+        owner.state[parameter][key] = state
 
 
 def holds(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:

@@ -5,7 +5,6 @@ B batch, T time.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
 from lmlab.words import count, duration, size
-
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def plan(trainer: Trainer) -> Plan:
     n_train = trainer.facts.get("data", {}).get("n_train")
     n_val = len(trainer.val_dataloader.dataset.ids) if trainer.val_dataloader is not None else 0
     steps = max(0, config.max_steps - trainer.step)
-    return Plan(estimate(trainer.model, config, device, n_train, n_val, steps), machine_memory(device))
+    return Plan(estimate(trainer.model, config, device, n_train, n_val, steps), devices.memory_of(device))
 
 
 def estimate(
@@ -142,7 +139,7 @@ def check_config(path: str | Path, data: str | Path | None = None, *, models_dir
     warnings = [
         *ignored_settings(config),
         *data_warnings(config, tokenizer, len(train_ids), len(val_ids)),
-        beyond(found.memory, machine_memory(device)),
+        beyond(found.memory, devices.memory_of(device)),
         disk_warning(found),
     ]
     return Report(
@@ -221,20 +218,6 @@ def disk_warning(found: Estimate) -> str:
         f"this writes {size(found.disk_peak)} of checkpoints, and {size(free)} are free in {folder}: raise "
         "checkpoint_cadence or set keep_checkpoints"
     )
-
-
-def machine_memory(device: torch.device) -> int | None:
-    """Bytes of the device that trains: an accelerator's own, else the machine's, or the container's where that is less."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # a system that does not tell
-        return None
-    try:
-        return min(total, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return total
 
 
 def epochs(number: float) -> str:

@@ -11,6 +11,7 @@ from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.ranks import World
 from lmlab.record import LOG
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
@@ -40,6 +41,18 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     raise CheckpointError(
         f"no checkpoint or run at {where}; give a checkpoint folder, a run folder or an id of list-runs"
     )
+
+
+def find_together(where: str | Path, runs_dir: Path, world: World) -> tuple[Checkpoint, list[str]]:
+    """`find_checkpoint` for all ranks: rank 0 looks and verifies, the others read what it found."""
+    found: list[tuple[Checkpoint, list[str]]] = []
+
+    def look() -> Path:
+        found.append(find_checkpoint(where, runs_dir))
+        return found[0][0].folder
+
+    folder = Path(world.first(look))
+    return found[0] if found else (checkpoint.opened(folder), [])
 
 
 def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from lmlab import checkpoint, events, provenance
+from lmlab import checkpoint, events, provenance, ranks
 from lmlab.config import TrainingConfig
 from lmlab.errors import RunError
-from lmlab.files import atomic_folder, describe_os_error, dump_json, lock, read_json, sweep, write_atomic
+from lmlab.files import atomic_folder, describe_os_error, dump_json, lock, read_json, remove_tree, sweep, write_atomic
+from lmlab.ranks import World
 from lmlab.record import LOG, RUN_LOCK
 from lmlab.signals import StopSignals
 from lmlab.trainer import Listener, Trainer
+from lmlab.words import one_line
 
 PROCESS = "process.json"  # who trains, for those who want to stop it
 LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the lock for a moment
@@ -31,30 +33,58 @@ def train(
 ) -> int | None:
     """Run a Trainer in its folder until it is done or a signal asks it to save and stop; returns that signal.
 
+    Under torchrun every process calls this with its Trainer; rank 0 alone logs and is listened to.
     resumed_from: the checkpoint that it goes on from, None for a new run. warnings: logged before the first step.
     Raises RunError where the folder cannot be written or another process trains in it, and what `fit` raises.
     """
     assert trainer.folder is not None
-    folder = trainer.folder
-    with run_folder(folder, new=resumed_from is None):
-        with disk_errors(folder):
-            if resumed_from is not None:
-                set_aside_after(folder, trainer.step)
-                trainer.best_saved_loss = point_at_best(folder)
-            trainer.config.to_yaml(folder / "config.yaml")
-        log = events.EventLog(folder / LOG, trainer.facts["run_id"])
+    folder, world = trainer.folder, trainer.world
+    with run_folder(folder, new=resumed_from is None, world=world):
+        if resumed_from is not None:
+            trainer.best_saved_loss = float(world.first(lambda: step_back(folder, trainer.step)))
+        world.first(lambda: write_config(trainer, folder))
+        log = log_of(folder, trainer.facts["run_id"], world)
         outside = trainer.listeners
-        trainer.listeners = [log, *outside, *listeners]
+        trainer.listeners = [log, *outside, *listeners] if world.leads else [only_troubles(log)]
         try:
             with StopSignals() as signals:
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
-                status = trainer.fit(should_stop=signals)
+                if resumed_from is None and ranks.may_restart():
+                    trainer.save_checkpoint()  # for those that torchrun starts again before the first cadence
+                status = trainer.fit(should_stop=lambda: world.any(signals()))
+        except BaseException as error:
+            if not world.leads:
+                log.write("error", trainer.step, message=one_line(error))
+            raise
         finally:
             trainer.listeners = outside
             log.close()
     return signals.received if status == "stopped" else None
+
+
+def step_back(folder: Path, step: int) -> float:
+    """Make ready to go on after `step`: what came after it moves aside. Returns the lowest validation loss that is saved."""
+    with disk_errors(folder):
+        set_aside_after(folder, step)
+        return point_at_best(folder)
+
+
+def write_config(trainer: Trainer, folder: Path) -> None:
+    """Keep the resolved config beside the log."""
+    with disk_errors(folder):
+        trainer.config.to_yaml(folder / "config.yaml")
+
+
+def log_of(folder: Path, run_id: str, world: World) -> events.EventLog:
+    """A process's log: that of the run for rank 0, a file for its own errors for each further rank."""
+    return events.EventLog(folder / (LOG if world.leads else f"log.rank-{world.rank}.jsonl"), run_id)
+
+
+def only_troubles(log: events.EventLog) -> Listener:
+    """A listener that keeps what rank 0 may not know: warnings, and how the session of this rank ended."""
+    return lambda event: log(event) if event["event"] in ("warning", "run_end") else None
 
 
 def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
@@ -79,8 +109,9 @@ def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
         "device": trainer.device.type,
         "precision": trainer.precision,
         "threads": torch.get_num_threads(),
-        "world_size": 1,
-        "strategy": None,
+        "world_size": trainer.world.size,
+        "strategy": trainer.strategy,
+        "backend": trainer.world.backend,
         "versions": provenance.versions(),
         "resumed_from": str(resumed_from) if resumed_from is not None else None,
     }
@@ -114,8 +145,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_folder(folder: Path, *, new: bool) -> Iterator[None]:
-    """Hold a run folder for this process alone, made if `new`, swept of what died in it. Raises RunError."""
+def run_folder(folder: Path, *, new: bool, world: World) -> Iterator[None]:
+    """Hold a run folder for these processes alone, made if `new`, swept of what died in it. Raises RunError.
+
+    Rank 0 holds the lock for all.
+    """
+    with contextlib.ExitStack() as stack:
+        world.first(lambda: stack.enter_context(held(folder, new)))
+        yield
+
+
+@contextlib.contextmanager
+def held(folder: Path, new: bool) -> Iterator[None]:
+    """The run folder, made or found, locked and swept. Raises RunError."""
     with contextlib.ExitStack() as stack:
         with disk_errors(folder):
             try:
@@ -124,7 +166,8 @@ def run_folder(folder: Path, *, new: bool) -> Iterator[None]:
                     folder.mkdir()
                 stack.enter_context(lock(folder / RUN_LOCK, timeout=LOCK_SECONDS))
                 (folder / "checkpoints").mkdir(exist_ok=True)
-                write_atomic(folder / PROCESS, dump_json({"pid": os.getpid(), "host": platform.node()}))
+                process = {"pid": os.getpid(), "host": platform.node(), "launcher": ranks.launcher()}
+                write_atomic(folder / PROCESS, dump_json(process))
                 sweep(folder)
                 sweep(folder / "checkpoints", alone=True)
             except FileExistsError as error:
@@ -136,6 +179,24 @@ def run_folder(folder: Path, *, new: bool) -> Iterator[None]:
                     f"another process is training in {folder}; stop it first, or wait until it ends"
                 ) from error
         yield
+
+
+def run_before_restart(runs_dir: Path) -> Path | None:
+    """The run in which the processes trained that torchrun has started again; None where they had not begun one.
+
+    A run that saved nothing yet has lost nothing: its folder goes, so that it can begin anew under its name.
+    """
+    launcher = ranks.launcher()
+    for path in sorted(runs_dir.glob(f"*/{PROCESS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            process = read_json(path)
+        except (OSError, ValueError):
+            continue
+        if isinstance(process, dict) and process.get("launcher") == launcher:
+            if checkpoint.steps(path.parent / "checkpoints"):
+                return path.parent
+            remove_tree(path.parent)
+    return None
 
 
 def set_aside_after(folder: Path, step: int) -> None:

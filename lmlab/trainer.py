@@ -7,18 +7,18 @@ B batch, T time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lmlab import checkpoint, devices, hooks
+from lmlab import checkpoint, devices, hooks, parallel, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
-from lmlab.data import IGNORED, Batch, DataLoader
+from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.errors import CheckpointError, ConfigError, DivergedError, TokenizerError, UsageError
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
@@ -43,6 +43,8 @@ class Trainer:
     step: completed updates. position: windows of the training split seen. folder: where a run's checkpoints go, as
     `checkpoints/step-NNNNNNNN`; None saves only where `save_checkpoint` is told to. facts: what is known of the run
     (run id, data, lineage…), kept in every checkpoint. listeners: called with each event, in order.
+
+    Under torchrun every process has a Trainer of its own, is given the same batches, and takes its share of each.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class Trainer:
         if self.device.type == "cpu":
             devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
-        self.random = devices.RandomStream(devices.seeded_random_state(seed, self.device), self.device)
+        self.world = ranks.join()
+        self.strategy = parallel.strategy_of(self.model, self.world)
+        own_seed = parallel.own_seed(seed, self.world)
+        self.random = devices.RandomStream(devices.seeded_random_state(own_seed, self.device), self.device)
         self.step, self.position, self.seed = 0, 0, seed
         self.decay_steps = config.lr_decay_steps or config.max_steps
         self.best_val_loss, self.evaluations_without_improvement = float("inf"), 0
@@ -79,6 +84,7 @@ class Trainer:
             self.model.enable_activation_checkpointing()
         if config.compile:
             self.model.compile()
+        self._replica = parallel.replicate(self.model, self.world)
 
     # --- the step -----------------------------------------------------------------------------------------------
 
@@ -113,19 +119,23 @@ class Trainer:
         return loss
 
     def _gradients(self, batch: Batch) -> float:
-        """Backward passes over the micro-batches; the gradient is that of the mean over all counted tokens."""
+        """Backward passes over the micro-batches; the gradient is that of the mean over all counted tokens.
+
+        Each rank does its share of every micro-batch; the loss, as the gradient, is the sum over ranks.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # what a step that was interrupted left
         n_tokens = int((batch.targets_BT != IGNORED).sum())
         total = torch.zeros((), device=self.device)
         for first in range(0, len(batch.windows_B), self.config.batch_size):
             rows = slice(first, first + self.config.batch_size)
-            inputs_BT, targets_BT = batch.inputs_BT[rows].to(self.device), batch.targets_BT[rows].to(self.device)
-            with devices.autocast(self.precision, self.device):
-                loss = self.model(inputs_BT, targets_BT, "sum") / n_tokens
+            inputs_BT, targets_BT = own_rows(batch.inputs_BT[rows], batch.targets_BT[rows], self.world)
+            last = rows.stop >= len(batch.windows_B)
+            with parallel.accumulating(self._replica, last), devices.autocast(self.precision, self.device):
+                loss = self._replica(inputs_BT.to(self.device), targets_BT.to(self.device), "sum") / n_tokens
             loss.backward()
             total += loss.detach()
-        return float(total)
+        return float(self.world.sum(total))
 
     def _clip(self) -> float:
         """The norm of the whole gradient, which is scaled down to `grad_clip` where that is set."""
@@ -133,7 +143,7 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        return float(norm)
+        return float(ranks.whole(norm))
 
     def _refuse_non_finite(self, loss: float, gradient_norm: float, batch: Batch) -> None:
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
@@ -148,7 +158,7 @@ class Trainer:
 
     def _utilization(self, tokens_per_second: float, context: int) -> float:
         """The share of the machine's measured peak arithmetic that the step reached."""
-        peak = devices.peak_flops(self.device, self.precision, torch.get_num_threads())
+        peak = self.world.size * devices.peak_flops(self.device, self.precision, torch.get_num_threads())
         return round(tokens_per_second * self.model.flops_per_token(context) / peak, 4)
 
     def _mind_cadences(self, batch: Batch) -> None:
@@ -218,7 +228,7 @@ class Trainer:
         if self.folder is not None:
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
-            elif self._improves_on_saved():  # saved by its cadence, before this evaluation
+            elif self._improves_on_saved() and self.world.leads:  # saved by its cadence, before this evaluation
                 with checkpoint.errors_named(self.folder):
                     checkpoint.set_best(self.folder / "checkpoints", self.step)
         return "completed" if self.finished else "stopped"
@@ -249,6 +259,7 @@ class Trainer:
             device=self.device,
             precision=self.precision,
             max_batches=limit,
+            world=self.world,
         )
         self.tell(
             "eval",
@@ -348,11 +359,12 @@ class Trainer:
             model=self.model.tensors(),
             architecture=self.model.architecture(),
             optimizer=optimizer_tensors(self.optimizer, self.model.model),
-            rng=self.random.state,
+            rng=parallel.gathered(self.random.state, self.world),
             state=self.state(),
             tokenizer=tokenizer or self.tokenizer,
+            world=self.world,
         )
-        if in_run:
+        if in_run and self.world.leads:
             with checkpoint.errors_named(checkpoints):
                 if is_best:
                     checkpoint.set_best(checkpoints, self.step)
@@ -371,7 +383,7 @@ class Trainer:
     @classmethod
     def from_checkpoint(
         cls,
-        path: Path | str,
+        path: checkpoint.Checkpoint | Path | str,
         val_dataloader: DataLoader | None = None,
         *,
         config: TrainingConfig | None = None,
@@ -380,10 +392,11 @@ class Trainer:
     ) -> Self:
         """The Trainer that `save_checkpoint` saved, bit for bit, in the step after which it was.
 
-        config: replaces the saved one, for what the user changes on resume. Further arguments as for the constructor.
-        Sets the number of threads to that of the run, on which the order of sums depends. Raises CheckpointError.
+        path: the folder, or what `checkpoint.load` made of it. config: replaces the saved one, for what the user changes
+        on resume. Further arguments as for the constructor. Sets the number of threads to that of the run, on which the
+        order of sums depends. Raises CheckpointError.
         """
-        saved = checkpoint.load(path)
+        saved = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.load(path)
         state = saved.state
         try:
             own_config = TrainingConfig.from_dict(state["config"], source=str(saved.folder / "state.json"))
@@ -392,6 +405,7 @@ class Trainer:
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
             if tokenizer is not None:
                 adapter.use_tokenizer(tokenizer)
+            parallel.spread(adapter, config or own_config)
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
             arguments.setdefault("facts", facts_of(state))
@@ -409,9 +423,9 @@ class Trainer:
             raise CheckpointError(f"{saved.folder} is no checkpoint of this version of lmlab: {error!r}") from error
         return trainer
 
-    def restore(self, state: dict[str, Any], rng: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Any], rng: Mapping[str, Tensor]) -> None:
         """Take up the counters and the random stream of a saved state."""
-        self.random.state = {**self.random.state, **rng}
+        self.random.state = {**self.random.state, **parallel.own_states(rng, self.world)}
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.best_val_loss = infinite_if_none(state["best_val_loss"])

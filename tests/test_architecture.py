@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "files", "devices", "plain_yaml", "problems", "words"},
     {
+        "ranks",
         "storybook",
         "storybook_grammar",
         "storybook_words",

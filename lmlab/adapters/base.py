@@ -89,6 +89,10 @@ class BaseAdapter(nn.Module, ABC):
         """Grow or cut the embedding, and the head with it, to `vocab_size` tokens."""
 
     @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The layers of the model, in order. Raises ConfigError where they are not known."""
+
+    @abstractmethod
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
 
@@ -99,6 +103,9 @@ class BaseAdapter(nn.Module, ABC):
     @abstractmethod
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each BHTT."""
+
+    def settle(self) -> None:
+        """Find out now what is else found out at the first use, by trying the model."""
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
         """The same as `loss`: what wrappers for data-parallel training call."""

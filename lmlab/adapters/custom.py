@@ -58,6 +58,10 @@ class CustomTransformerAdapter(BaseAdapter):
         """Layers, and the width that attention works over."""
         return self.model.n_layers, self.model.d_model
 
+    def blocks(self) -> nn.ModuleList:
+        """The layers of the model, in order."""
+        return self.model.blocks
+
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
         return capture([self.model.embedding, *self.model.blocks], lambda: self.logits(ids_BT))

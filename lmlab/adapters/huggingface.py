@@ -92,6 +92,11 @@ class CausalLMAdapter(BaseAdapter):
             return first(module(input_ids=ids_BT, position_ids=restarted_positions(segments_BT), use_cache=False))
         return in_rows(module, ids_BT, segments_BT)
 
+    def settle(self) -> None:
+        """Find out now what is else found out at the first use, by trying the model."""
+        self._shaping()
+        self._packs()
+
     def _shaping(self) -> Shaping | Literal[False]:
         if self.shaping is None:
             self.shaping = shaping_of(self.model) or False
@@ -119,7 +124,7 @@ class CausalLMAdapter(BaseAdapter):
 
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
-        blocks = self._blocks()
+        blocks = self.blocks()
         embedded: list[Tensor] = []
         handle = blocks[0].register_forward_pre_hook(lambda _, arguments: embedded.append(arguments[0]))
         try:
@@ -144,13 +149,15 @@ class CausalLMAdapter(BaseAdapter):
         finally:
             self.model.set_attn_implementation(chosen)
 
-    def _blocks(self) -> nn.ModuleList:
-        """The layers of the model, in order."""
+    def blocks(self) -> nn.ModuleList:
+        """The layers of the model, in order. Raises ConfigError where they are not known."""
         n_layers = self.attention_shape()[0]
         for child in self.model.base_model.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
                 return child
-        raise ConfigError(f"the layers of {self.architecture_type} are not known; leave out hooks that look into them")
+        raise ConfigError(
+            f"the layers of {self.architecture_type} are not known; leave out hooks that look into them, and parallel: fsdp"
+        )
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder. Raises OSError."""

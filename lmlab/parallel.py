@@ -1,0 +1,152 @@
+"""One model over several processes, by PyTorch's own engines: DDP copies it to each, FSDP2 deals its weights out.
+
+Either way the update is that of one process: every rank takes its share of each micro-batch, losses are divided by the
+tokens of the whole batch, and gradients are summed. Alone, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmlab import devices, ranks
+from lmlab.adapters.base import BaseAdapter
+from lmlab.config import TrainingConfig
+from lmlab.errors import ConfigError
+
+BYTES_PER_WEIGHT = 16  # of training in fp32: the weight, its gradient, and AdamW's two moments
+FULLEST = 0.8  # share of a device's memory that these may take; the rest is for activations
+FORWARD = ("logits", "hidden_states", "unembed", "attentions")  # what runs the model besides `forward`
+
+
+def strategy_for(config: TrainingConfig, n_parameters: int, device: torch.device, world_size: int) -> str | None:
+    """`ddp` or `fsdp` for a run of that many processes; None for one alone. Raises ConfigError on what cannot be.
+
+    `parallel: auto` is `ddp` where weights, gradients and optimizer fit one device, or its share of the machine.
+    """
+    if world_size == 1:
+        return None
+    if config.batch_size < world_size:
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size} processes: it counts windows over all of "
+            f"them; raise it to {world_size} or more"
+        )
+    strategy = config.parallel
+    if strategy == "auto":
+        memory = devices.memory_of(device)
+        if memory is not None and device.type == "cpu":
+            memory //= world_size  # gloo's ranks share a machine more often than not
+        fits = memory is None or n_parameters * BYTES_PER_WEIGHT <= FULLEST * memory
+        strategy = "ddp" if fits else "fsdp"
+    if strategy == "fsdp" and config.optimizer == "muon":
+        raise ConfigError(
+            "optimizer: muon needs whole matrices, which parallel: fsdp deals out; use adamw, or parallel: ddp"
+        )
+    return strategy
+
+
+def spread(adapter: BaseAdapter, config: TrainingConfig) -> BaseAdapter:
+    """Deal an adapter's weights out over the ranks where the strategy is FSDP; else it stays as it is.
+
+    Before the optimizer is made, which then keeps state for a rank's own rows alone. Raises ConfigError.
+    """
+    world, device = ranks.join(), next(adapter.parameters()).device
+    if strategy_for(config, adapter.n_parameters(), device, world.size) == "fsdp":
+        deal_out(adapter)
+    return adapter
+
+
+def deal_out(adapter: BaseAdapter, mesh: Any = None) -> None:
+    """FSDP2 over the blocks and what remains: each rank holds a share of the rows of every weight.
+
+    Gradients are summed, not averaged: losses are divided by the tokens of all ranks already.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    adapter.settle()  # what an adapter finds out by trying its model, every rank would have to try at the same time
+    for module in (*adapter.blocks(), adapter):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for module in adapter.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    for name in FORWARD:
+        register_fsdp_forward_method(adapter, name)
+
+
+def strategy_of(adapter: BaseAdapter, world: ranks.World) -> str | None:
+    """How an adapter is spread: `ddp`, `fsdp`, or None alone."""
+    if world.alone:
+        return None
+    return "fsdp" if any(ranks.is_spread(p) for p in adapter.parameters()) else "ddp"
+
+
+def replicate(adapter: BaseAdapter, world: ranks.World) -> nn.Module:
+    """What a training step calls for its loss: the adapter, in DDP where it is copied to several ranks."""
+    if strategy_of(adapter, world) != "ddp":
+        return adapter
+    engine: Any = nn.parallel.DistributedDataParallel
+    known = inspect.signature(engine.__init__).parameters
+    sync = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # its name before torch 2.13
+    replica = engine(adapter, gradient_as_bucket_view=True, **{sync: False})  # buffers are tables, alike on all ranks
+    replica.register_comm_hook(None, lambda _, bucket: summed(bucket))
+    order_buckets(replica, adapter)
+    return replica
+
+
+def summed(bucket: Any) -> torch.futures.Future[Tensor]:
+    """A bucket of gradients summed over the ranks, where DDP by itself takes the mean."""
+    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def order_buckets(replica: nn.Module, adapter: BaseAdapter) -> None:
+    """Let DDP see one backward pass before the first step.
+
+    It then orders its buckets by when their gradients come, and with them the sums of three ranks or more: a resumed run
+    would add up its first step in another order than one that was not interrupted.
+    """
+    was_training, device = adapter.training, next(adapter.parameters()).device
+    adapter.eval()  # no dropout, and so no random numbers
+    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    replica(ids_BT[:, :1], ids_BT[:, 1:], "sum").backward()
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    adapter.train(was_training)
+
+
+def accumulating(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    """The context of a backward pass: DDP sends gradients after the last of an update alone."""
+    if last or not isinstance(replica, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    wait: Callable[[], contextlib.AbstractContextManager[object]] = replica.no_sync
+    return wait()
+
+
+def own_seed(seed: int, world: ranks.World) -> int:
+    """The seed of a rank's dropout: the run's own for rank 0, another for each of the others."""
+    return (seed + world.rank * 0x9E3779B97F4A7C15) % 2**63
+
+
+def gathered(states: Mapping[str, Tensor], world: ranks.World) -> dict[str, Tensor]:
+    """The states of everybody's random numbers, for a checkpoint: rank 0's under plain names, `rank-1.cpu` and so on."""
+    named: dict[str, Tensor] = {}
+    for name, state in states.items():
+        for rank, each in enumerate(world.gather(state)):
+            named[name if rank == 0 else f"rank-{rank}.{name}"] = each
+    return named
+
+
+def own_states(saved: Mapping[str, Tensor], world: ranks.World) -> dict[str, Tensor]:
+    """A rank's own of what `gathered` named; none where fewer ranks saved, which leaves it with a fresh one."""
+    if world.leads:
+        return {name: state for name, state in saved.items() if not name.startswith("rank-")}
+    prefix = f"rank-{world.rank}."
+    return {name.removeprefix(prefix): state for name, state in saved.items() if name.startswith(prefix)}

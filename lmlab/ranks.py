@@ -1,0 +1,230 @@
+"""Ranks: the processes that train one model together under torchrun. Alone, a process is a world of one and asks nobody.
+
+torchrun starts the processes and tells each its number; `join` lets them find one another over `torch.distributed`. What
+they say to one another are tensors and text: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import LabError, RankError, UsageError
+
+TIMEOUT = 600.0  # seconds after which a rank that does not answer is given up; LMLAB_RANK_TIMEOUT sets another number
+LOST = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|timed out|store|socket", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, as one of them sees it. rank: its number; the one with 0 leads: it logs and saves.
+
+    backend: how they talk, `gloo` or `nccl`; None alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    backend: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody else."""
+        return self.size == 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that logs, samples and saves for all."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's tensor, the same bits on every rank; it takes the place of the argument's values."""
+        if not self.alone:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes."""
+        return flag if self.alone else bool(self.sum(self._tensor([int(flag)])))
+
+    def barrier(self) -> None:
+        """Wait until everybody has come this far."""
+        self.any(False)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Everybody's tensor in order of ranks, all of one shape and type."""
+        if self.alone:
+            return [tensor]
+        mine = tensor.to(self._device())
+        everybody = [torch.empty_like(mine) for _ in range(self.size)]
+        torch.distributed.all_gather(everybody, mine)
+        return [each.to(tensor.device) for each in everybody]
+
+    def text(self, value: str) -> str:
+        """What rank 0 says."""
+        if self.alone:
+            return value
+        data = value.encode() if self.leads else b""
+        length = self._tensor([len(data)])
+        torch.distributed.broadcast(length, 0)
+        content = self._tensor(list(data) if self.leads else [0] * int(length))
+        torch.distributed.broadcast(content, 0)
+        return bytes(content.tolist()).decode()
+
+    def first(self, work: Callable[[], Any]) -> str:
+        """What `work` gives as text, done by rank 0 for all. Where it fails, every rank raises: RankError but for rank 0."""
+        if self.alone:
+            return str(work())
+        if not self.leads:
+            said = self.text("")
+            if said.startswith("!"):
+                raise RankError(f"rank 0 could not go on: {said[1:]}")
+            return said[1:]
+        try:
+            value = str(work())
+        except BaseException as error:
+            self.text(f"!{error}")
+            raise
+        self.text(f"={value}")
+        return value
+
+    def all(self, work: Callable[[], Any]) -> None:
+        """Each rank's part of a common work. Where one fails, every rank raises: its own error, or RankError."""
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:
+            failure = error
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RankError("another rank could not go on; its own message says why")
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` things, one after the other: sizes differ by one at the most."""
+        each, rest = divmod(count, self.size)
+        start = self.rank * each + min(self.rank, rest)
+        return slice(start, start + each + (self.rank < rest))
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device())
+
+
+ALONE = World()
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join() -> World:
+    """The world that this process trains in; the first call under torchrun waits until all have come.
+
+    Raises UsageError where torch was built without what it takes, RankError where the others do not come.
+    """
+    if not is_launched():
+        return ALONE
+    if not torch.distributed.is_available():
+        raise UsageError("this torch cannot train in several processes; install one that has torch.distributed")
+    if not torch.distributed.is_initialized():
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        timeout = datetime.timedelta(seconds=float(os.environ.get("LMLAB_RANK_TIMEOUT", TIMEOUT)))
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        # torchrun keeps one store over its restarts: without a shelf of their own, those who were started again would find
+        # the addresses of the dead.
+        own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if on_gpu else "gloo"
+        torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+    backend = torch.distributed.get_backend()
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
+
+
+def leave() -> None:
+    """Part from the others, if there are any."""
+    if is_launched() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def losses_as_errors() -> Iterator[None]:
+    """Turn what torch raises where another rank has died or does not answer into a RankError."""
+    try:
+        yield
+    except LabError:
+        raise
+    except RuntimeError as error:  # gloo raises it plainly, nccl a kind of it
+        if not is_launched() or not LOST.search(str(error)):
+            raise
+        first_line = str(error).strip().splitlines()[0][:200]
+        raise RankError(
+            f"rank {os.environ['RANK']} lost the others ({first_line}); the rank that failed first says why"
+        ) from error
+
+
+def record_failure(error: BaseException) -> None:
+    """Tell torchrun why this process fails, in the error file that it names, so that it can show the first cause."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
+
+
+def launcher() -> str | None:
+    """What tells one start of torchrun from all others, the same for the processes that it starts again; None alone."""
+    if not is_launched():
+        return None
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return job if job != "none" else f"{os.uname().nodename}:{os.getppid()}"
+
+
+def may_restart() -> bool:
+    """Whether torchrun starts the processes again when one of them dies."""
+    return is_launched() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started this process in place of one that died."""
+    return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread over the ranks, all of which have to ask."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its rows of one that is spread, else all of it."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def own_range(tensor: Tensor) -> tuple[int, int]:
+    """The first row that this rank holds of a tensor dealt out by rows, as torch.chunk does, and the one after its last."""
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    each = -(-tensor.size(0) // size)
+    return min(rank * each, tensor.size(0)), min((rank + 1) * each, tensor.size(0))
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether the ranks hold different rows of a tensor."""
+    return hasattr(tensor, "to_local")
