@@ -10,6 +10,7 @@ on: a tensor is its parts one below the other in the order of the files, so that
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -215,26 +216,22 @@ def errors_named(folder: Path) -> Iterator[None]:
 def manifest(folder: Path) -> dict[str, Any]:
     """The size in bytes and sha256 of every file below a folder, but for the manifest itself."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    listed = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
-    }
-    return {"version": 1, "files": listed}
+    return plain_manifest(
+        {path.relative_to(folder).as_posix(): (path.stat().st_size, sha256_file(path)) for path in files}
+    )
+
+
+def plain_manifest(listed: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+    """The content of a manifest for sizes and hashes by file name."""
+    return {"version": 1, "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in listed.items()}}
 
 
 def verify(folder: Path | str) -> None:
     """Compare every file with the manifest. Raises CheckpointError naming the first that is missing or differs."""
     folder = Path(folder)
-    path = folder / MANIFEST
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
-    try:
-        content = read_json(path)
-        listed = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
-    except OSError as error:
-        raise CheckpointError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged; use an older checkpoint of the run") from error
+    listed = read_manifest(folder)
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(listed.keys() | found):
         if name not in listed:
@@ -249,6 +246,26 @@ def verify(folder: Path | str) -> None:
             raise CheckpointError(
                 f"{folder / name} is damaged: its sha256 is not the saved one; use an older checkpoint"
             )
+
+
+def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of every file of a checkpoint as its manifest has them. Raises CheckpointError.
+
+    Nothing vouches for the manifest itself, so that it must be, to the byte, what `save` writes.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+        content = json.loads(data)
+        listed = {str(name): (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        exact = content == plain_manifest(listed) and data == dump_json(content)
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged; use an older checkpoint of the run") from error
+    if not exact:
+        raise CheckpointError(f"{path} is damaged or of another lmlab; use an older checkpoint of the run")
+    return listed
 
 
 def load(folder: Path | str) -> Checkpoint:

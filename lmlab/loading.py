@@ -50,9 +50,9 @@ def load_tokenizer(
     registry = Registry(models_dir)
     if override is None:
         assert config.model_name is not None
-        return Tokenizer.load(registry.path(config.model_name))
+        return Tokenizer.load(registry.verify(config.model_name, weights=False))
     if override in registry.names():
-        return Tokenizer.load(registry.path(override))
+        return Tokenizer.load(registry.verify(override, weights=False))
     folder = find_file(override)
     if not folder.is_dir():
         known = ", ".join(registry.names()) or "none"
@@ -68,7 +68,7 @@ def load_model(
     """The model of a run: a new Transformer of the config's architecture, or a registered model's weights.
 
     seed: of new weights, where the config leaves it open. Raises ConfigError where tokenizer and embedding do not fit,
-    ModelNotFound, and CheckpointError on damaged weights.
+    ModelNotFound, RegistryError where a file is not as it was registered, and CheckpointError on weights that do not fit.
     """
     adapter: BaseAdapter
     if config.model_name is None:
@@ -85,7 +85,7 @@ def load_model(
             )
         )
     else:
-        adapter = load_adapter(Registry(models_dir).path(config.model_name), dtype=torch.float32)
+        adapter = load_adapter(Registry(models_dir).verify(config.model_name), dtype=torch.float32)
     fit(adapter, tokenizer, config)
     return adapter
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab import plain_yaml
+from lmlab import gguf_header, plain_yaml
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
 from lmlab.registry import FILE_NAME
@@ -96,9 +96,24 @@ def select_from_folder(folder: Path) -> dict[str, int]:
     names = chosen_files(there, what)
     for name in names:
         refuse_oversized(name, there[name], what)
+        refuse_link_away(folder, name)
     if names[-1] == INDEX:
         names += shards(folder / INDEX, there, what)
+        for name in names:
+            refuse_link_away(folder, name)
     return {name: there[name] for name in names}
+
+
+def refuse_link_away(folder: Path, name: str) -> None:
+    """Raise HubError where a file is a link to what is neither in its folder nor in the cache that the hub's client made.
+
+    Else a folder from somebody else could bring any file of this machine into a model, to be published with it.
+    """
+    real, home = (folder / name).resolve(), folder.resolve()
+    if not (
+        real.is_relative_to(home) or (home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs")
+    ):
+        raise HubError(f"{name} of the folder {folder} is a link to {real}, outside of it; put the file itself there")
 
 
 def license_of(folder: Path) -> str | None:
@@ -140,6 +155,7 @@ def gguf_facts(path: Path) -> tuple[int, str | None]:
     with gguf_errors(path):
         from gguf import GGUFReader
 
+        gguf_header.check(path)
         reader = GGUFReader(path)
         stated = reader.get_field("general.license")
         license = None if stated is None else one_line(stated.contents(), 100)
@@ -153,11 +169,13 @@ def convert_gguf(path: Path, target: Path) -> None:
     from transformers import CONFIG_MAPPING, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    from lmlab.adapters.pretrained import model_class, quiet
+    from lmlab.adapters.pretrained import model_class, quiet, refuse_absurd
 
     with gguf_errors(path):
+        gguf_header.check(path)
         with quiet():
             values = load_gguf_checkpoint(str(path))["config"]
+            refuse_absurd(values, path)
             config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
             with torch.device("meta"):
                 model = model_class(config)(config)
@@ -208,6 +226,7 @@ def make_tiny_qwen(target: Path) -> None:
 def disarm(folder: Path) -> list[str]:
     """Take out of the JSON files what makes transformers run code or read elsewhere. Returns the files changed."""
     from lmlab.adapters.pretrained import harmless
+    from lmlab.tokenizers import without_paths
 
     changed = []
     for name in (CONFIG, "generation_config.json", "tokenizer_config.json"):
@@ -217,8 +236,11 @@ def disarm(folder: Path) -> list[str]:
                 values = read_json(path)
             except (ValueError, RecursionError) as error:
                 raise HubError(f"{name} is no JSON; choose another model or revision") from error
-            if harmless(values) != values:
-                write_atomic(path, dump_json(harmless(values)))
+            safe = harmless(values)
+            if name == "tokenizer_config.json" and isinstance(safe, dict):
+                safe = without_paths(safe)
+            if safe != values:
+                write_atomic(path, dump_json(safe))
                 changed.append(name)
     return changed
 

@@ -78,7 +78,7 @@ def load_writer(
         return Writer(*where.load(), TrainingConfig.from_dict(where.config))
     registry = Registry(models_dir)
     if str(where) in registry.names():
-        return Writer(*load_model_and_tokenizer(registry.path(str(where))), TrainingConfig())
+        return Writer(*load_model_and_tokenizer(registry.verify(str(where))), TrainingConfig())
     saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
     return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))
 

@@ -5,9 +5,11 @@ Ids are arrays of numpy, so that a corpus can be larger than memory and batches 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -138,8 +140,13 @@ class CharTokenizer(Tokenizer):
         write_atomic(folder / CHAR_FILE, dump_json({"type": "char", "characters": self.characters}))
 
 
-def refuse_code(folder: Path) -> None:
-    """Raise TokenizerError where a folder's JSON names Python code of its own: transformers would offer to run it."""
+READ_BY_NAME = re.compile(r".*_(file|spm|path)|vocab|merges")  # settings that transformers opens as a file
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+MOST_TOKENS = 1 << 24  # far above any vocabulary: what counts up to the largest id would not end
+
+
+def refuse_hostile(folder: Path) -> None:
+    """Raise TokenizerError where a folder's JSON would have transformers run code, or read or write elsewhere."""
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         try:
             values = read_json(path) if path.exists() else {}
@@ -147,8 +154,51 @@ def refuse_code(folder: Path) -> None:
             raise TokenizerError(f"cannot read {path}: {describe_os_error(error)}") from error
         except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{path} is damaged: it is not JSON") from error
-        if isinstance(values, dict) and "auto_map" in values:
+        if not isinstance(values, dict):
+            raise TokenizerError(f"{path} is damaged: it holds no object")
+        if "auto_map" in values:
             raise TokenizerError(f"{path} names code of its own (auto_map), and none is run; use another tokenizer")
+        for key, value in values.items():
+            if READ_BY_NAME.fullmatch(key) and isinstance(value, str) and leads_outside(value, folder):
+                raise TokenizerError(f"{path} reads {value!r}, which is not of its folder; take {key} out of it")
+        for name in template_names(values.get("chat_template")):
+            if not TEMPLATE_NAME.fullmatch(name):
+                raise TokenizerError(
+                    f"{path} has a chat template of the name {name!r}, which is no plain name; rename it"
+                )
+
+
+def without_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer's settings without those that transformers opens as a file; what it needs it finds by its usual name."""
+    return {key: value for key, value in values.items() if not (READ_BY_NAME.fullmatch(key) and isinstance(value, str))}
+
+
+def leads_outside(value: str, folder: Path) -> bool:
+    """Whether a text names something that exists, and not in the folder. Paths of its author's machine name nothing."""
+    try:
+        return os.path.lexists(value) and not Path(value).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # no file can have this name
+        return False
+
+
+def template_names(templates: Any) -> list[str]:
+    """The names of a tokenizer's chat templates; each becomes the name of a file where the tokenizer is saved."""
+    if isinstance(templates, dict):
+        return [str(name) for name in templates]
+    entries = templates if isinstance(templates, list) else []
+    return [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+
+
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn whatever the libraries make of a bad tokenizer into a TokenizerError; a panic of theirs is no Exception."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TokenizerError(f"{what}: {reason[:200]}") from error
 
 
 class HFTokenizer(Tokenizer):
@@ -161,15 +211,16 @@ class HFTokenizer(Tokenizer):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TokenizerError(f"no tokenizer in {self.folder}: the folder does not exist")
-        refuse_code(self.folder)
-        try:
+        refuse_hostile(self.folder)
+        with library_errors(f"no tokenizer can be loaded from {self.folder}"):
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except Exception as error:  # the library raises whatever its parsers raise; all of it means the same here
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise TokenizerError(f"no tokenizer can be loaded from {self.folder}: {reason[:200]}") from error
-        self.vocab_size = len(self.inner)
-        self.end_of_text_id = self._find_end_of_text()
-        self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
+            self.vocab_size = 1 + max(map(int, self.inner.get_vocab().values()))  # ids may have gaps
+            if not 0 < self.vocab_size <= MOST_TOKENS:
+                raise TokenizerError(
+                    f"{self.folder} holds a tokenizer with ids up to {self.vocab_size - 1:,}: no model has"
+                )
+            self.end_of_text_id = self._find_end_of_text()
+            self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
 
     def kind(self) -> str:
         """The name of the tokenizer's class without "Tokenizer" and "Fast", in lower case: `qwen2`, `gpt2`."""
@@ -190,18 +241,20 @@ class HFTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> Ids:
-        """The ids of a text as it stands, without special tokens around it, 1-D int32."""
-        return np.asarray(self.inner(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+        """The ids of a text as it stands, without special tokens around it, 1-D int32. Raises TokenizerError."""
+        with library_errors(f"the tokenizer of {self.folder} cannot encode the text"):
+            return np.asarray(self.inner(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, computed on all cores by the library itself."""
-        encoded = self.inner(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        """The ids of each text, computed on all cores by the library itself. Raises TokenizerError."""
+        with library_errors(f"the tokenizer of {self.folder} cannot encode the texts"):
+            encoded = self.inner(
+                list(texts),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "files", "devices", "plain_yaml", "problems", "words"},
+    {"errors", "files", "devices", "gguf_header", "plain_yaml", "problems", "words"},
     {
         "ranks",
         "storybook",

@@ -209,21 +209,12 @@ def test_every_flipped_byte_and_every_cut_is_refused_by_name(tmp_path: Path) -> 
             damaged.append(content[:at] + bytes([content[at] ^ draw.randrange(1, 256)]) + content[at + 1 :])
         for other in damaged:
             path.write_bytes(other)
-            if path.name == "manifest.json" and same_manifest(other, content):
-                continue  # a space turned into another says the same
             with pytest.raises(CheckpointError) as raised:
                 checkpoint.load(folder)
             assert str(folder) in str(raised.value)
             assert path.name in str(raised.value) or path.name == "manifest.json"
         path.write_bytes(content)
     checkpoint.load(folder)
-
-
-def same_manifest(one: bytes, other: bytes) -> bool:
-    try:
-        return bool(json.loads(one)["files"] == json.loads(other)["files"])
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -272,7 +263,7 @@ def test_a_manifest_cannot_lead_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "inner" / "secret").write_text("secret")
     content = json.loads((folder / "manifest.json").read_text())
     content["files"]["../secret"] = {"size": 6, "sha256": files.sha256_bytes(b"secret")}
-    (folder / "manifest.json").write_text(json.dumps(content))
+    files.write_atomic(folder / "manifest.json", files.dump_json(content))
     with pytest.raises(CheckpointError, match="secret is missing"):
         checkpoint.load(folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -179,10 +180,15 @@ def test_sharded_weights_come_in_by_their_index(
 
 
 def test_a_local_folder_is_copied_and_its_links_become_files(tiny_qwen: Path, models: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "My Qwen"
-    folder.mkdir()
+    folder, blobs = (
+        tmp_path / "cache" / "snapshots" / "My Qwen",
+        tmp_path / "cache" / "blobs",
+    )  # as the hub's client does
+    folder.mkdir(parents=True)
+    blobs.mkdir()
     for path in tiny_qwen.iterdir():
-        (folder / path.name).symlink_to(path)
+        (blobs / f"blob-{path.name}").write_bytes(path.read_bytes())
+        (folder / path.name).symlink_to(f"../../blobs/blob-{path.name}")
     (folder / "training_args.bin").write_bytes(b"pickle")
     (folder / "checkpoint-1").mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# Mine\n")
@@ -676,6 +682,33 @@ def test_a_hostile_local_folder_runs_nothing_and_blocks_nothing(tiny_qwen: Path,
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("/dev/zero")
     assert "has no config.json" in refused(str(folder), models, name="other")
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "chat_template.jinja", "tokenizer.json", "config.json", "model.safetensors"]
+)
+def test_a_link_out_of_the_folder_brings_nothing_in(tiny_qwen: Path, models: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_qwen, folder)
+    (tmp_path / "secret").write_text("secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../secret")
+    assert f"{name} of the folder {folder} is a link to {tmp_path / 'secret'}" in refused(str(folder), models)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/etc/hostname")
+    assert "is a link to /etc/hostname, outside of it; put the file itself there" in refused(str(folder), models)
+
+
+def test_a_tokenizer_that_names_files_finds_its_own(tiny_qwen: Path, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    settings = json.loads((tiny_qwen / "tokenizer_config.json").read_text())
+    named = {"vocab_file": str(tmp_path / "secret.txt"), "tokenizer_file": "/home/author/tokenizer.json"}
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_qwen, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **named}))
+    bring(str(folder), models)
+    assert json.loads((models / "folder" / "tokenizer_config.json").read_text()) == settings
+    assert Tokenizer.load(models / "folder").identifier == Tokenizer.load(tiny_qwen).identifier
 
 
 def test_a_checkpoint_is_sent_to_register_model(models: Path, tmp_path: Path) -> None:

@@ -120,6 +120,16 @@ def test_missing_and_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         registry.path("tiny")
 
 
+def test_only_what_is_not_read_need_not_be_hashed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    weights.write_bytes(b"x" * weights.stat().st_size)
+    assert registry.verify("tiny", weights=False) == tmp_path / "tiny"
+    with pytest.raises(RegistryError, match=r"model\.safetensors is damaged: its sha256 is not the registered one"):
+        registry.verify("tiny")
+
+
 def test_ancestry_is_read_in_both_directions(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     family(registry)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +141,75 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match="no tokenizer can be loaded from"):
         Tokenizer.load(tmp_path)
+
+
+# Folders made by others
+
+
+def rewritten(folder: Path, tmp_path: Path, settings: dict[str, object] | None = None, **tokenizer: object) -> Path:
+    """A copy of a tokenizer's folder with other settings, and other parts of its tokenizer.json."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for name, changes in (("tokenizer_config.json", settings or {}), ("tokenizer.json", tokenizer)):
+        (copy / name).write_text(json.dumps({**json.loads((copy / name).read_text()), **changes}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_file", "tokenizer_file", "merges_file", "sentencepiece_model_file", "source_spm"]
+)
+def test_settings_that_would_read_another_file_are_refused(hf_folder: Path, tmp_path: Path, key: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    for named in (str(tmp_path / "secret"), "../copy/../secret", "/dev/null"):
+        os.chdir(rewritten(hf_folder, tmp_path, {key: named}))
+        with pytest.raises(TokenizerError, match=rf"reads '.*', which is not of its folder; take {key} out of it"):
+            Tokenizer.load(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+    dead = rewritten(hf_folder, tmp_path, {key: "/home/its/author/vocabulary.txt"})
+    assert Tokenizer.load(dead).identifier == Tokenizer.load(hf_folder).identifier
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "", "..", "\0", "a\\b"])
+def test_chat_templates_that_would_be_written_elsewhere_are_refused(hf_folder: Path, tmp_path: Path, name: str) -> None:
+    templates = [{"name": "default", "template": "x"}, {"name": name, "template": "y"}]
+    with pytest.raises(TokenizerError, match=r"has a chat template of the name .*, which is no plain name"):
+        Tokenizer.load(rewritten(hf_folder, tmp_path, {"chat_template": templates}))
+
+
+def test_chat_templates_of_plain_names_are_kept(hf_folder: Path, tmp_path: Path) -> None:
+    templates = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}]
+    (tmp_path / "saved").mkdir()
+    Tokenizer.load(rewritten(hf_folder, tmp_path, {"chat_template": templates})).save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "additional_chat_templates" / "tool_use.jinja").read_text() == "y"
+
+
+def test_what_the_library_panics_on_is_one_line(hf_folder: Path, tmp_path: Path) -> None:
+    broken = {"type": "Precompiled", "precompiled_charsmap": ""}
+    with pytest.raises(TokenizerError, match=r"no tokenizer can be loaded from .*: Precompiled"):
+        Tokenizer.load(rewritten(hf_folder, tmp_path, normalizer=broken))
+
+
+@pytest.mark.parametrize("tokenizer_class", ["RagTokenizer", "CanineTokenizer"])
+def test_a_tokenizer_that_is_none_of_text_is_one_line(tmp_path: Path, tokenizer_class: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
+    with pytest.raises(TokenizerError, match="no tokenizer can be loaded from"):
+        Tokenizer.load(tmp_path)
+
+
+def with_id(folder: Path, tmp_path: Path, token_id: int) -> Path:
+    """A copy of a tokenizer whose last token bears another id."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    last = max(model["vocab"], key=model["vocab"].__getitem__)
+    return rewritten(folder, tmp_path, model={**model, "vocab": {**model["vocab"], last: token_id}})
+
+
+def test_ids_may_have_gaps_and_the_vocabulary_reaches_to_the_last(hf_folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(with_id(hf_folder, tmp_path, 1000))
+    assert tokenizer.vocab_size == 1001
+    assert tokenizer.decode([999]) == ""
+    assert len(tokenizer.decode([1000])) > 0
+
+
+def test_an_id_that_no_embedding_has_is_refused_at_once(hf_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="ids up to 3,000,000,000: no model has"):
+        Tokenizer.load(with_id(hf_folder, tmp_path, 3_000_000_000))

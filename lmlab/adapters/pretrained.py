@@ -37,6 +37,7 @@ NAMES_CODE = {  # keys of a config that make transformers run or read what lies 
     "fusion_config",
     "kernel_config",
     "transformers_weights",
+    "trust_remote_code",
 }
 LIMITS = {  # far above any model, and low enough that nothing made of as many parts exhausts memory
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), 1024),
@@ -76,6 +77,13 @@ def values_of(value: Any, key: str) -> list[int]:
     return own + [number for item in value.values() for number in values_of(item, key)]
 
 
+def refuse_absurd(values: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a config asks for more parts than any model has: making them would not end."""
+    for key, most in LIMITS.items():
+        if any(count > most for count in values_of(values, key)):
+            raise CheckpointError(f"{path} asks for more than {most} {key}: no model has as many")
+
+
 def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a causal language model that transformers ships. Raises CheckpointError saying why not."""
     path = folder / "config.json"
@@ -86,9 +94,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"{path} has model_type {model_type!r}, which this transformers does not ship; lmlab runs no code of a "
             "repository: choose another model, or a newer transformers"
         )
-    for key, most in LIMITS.items():
-        if any(count > most for count in values_of(values, key)):
-            raise CheckpointError(f"{path} asks for more than {most} {key}: no model has as many")
+    refuse_absurd(values, path)
     if values.get("quantization_config"):
         raise CheckpointError(f"{path} describes quantized weights, which cannot be trained; choose the plain model")
     try:
