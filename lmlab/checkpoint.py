@@ -314,7 +314,9 @@ def newest(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
             refused.append(str(error))
     if refused:
         raise CheckpointError(f"no checkpoint in {checkpoints} can be loaded; the newest: {refused[0]}")
-    raise CheckpointError(f"no checkpoint in {checkpoints}: the run saved none; start it again")
+    raise CheckpointError(
+        f"no checkpoint in {checkpoints}: the run saved none; start it again under another name, or delete-run it first"
+    )
 
 
 def set_best(checkpoints: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import RunError
-from lmlab.files import describe_os_error, write_atomic
+from lmlab.files import describe_os_error, sync_folder, write_atomic
 
 Event = dict[str, Any]
 
@@ -50,15 +50,15 @@ def encode(event: Event) -> bytes:
 
 
 class EventLog:
-    """Appends events to a log file. A torn last line of an earlier crash is ended first, so that it spoils no other."""
+    """Appends events to a log file. A line that a crash or a full disk tore is ended first, so that it spoils no other."""
 
     def __init__(self, path: Path | str, run_id: str) -> None:
         """Open (and make) `path` for appending. Raises RunError where it cannot be written."""
         self.path, self.run_id = Path(path), run_id
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            if self._ends_torn():
-                self._append(b"\n")
+            self._torn = self._ends_torn()
+            sync_folder(self.path.parent)  # so that a new log's name is on the disk before what rests on it
         except OSError as error:
             raise self._failure(error) from error
 
@@ -78,6 +78,13 @@ class EventLog:
         except OSError as error:
             raise self._failure(error) from error
 
+    def sync(self) -> None:
+        """Force to the disk what was appended: a checkpoint that outlives a power loss finds its steps in the log."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._failure(error) from error
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
@@ -85,9 +92,13 @@ class EventLog:
             self._descriptor = -1
 
     def _append(self, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
+        self._torn = True
         written = os.write(self._descriptor, line)
         while written < len(line):  # a full disk takes a part, then raises
             written += os.write(self._descriptor, line[written:])
+        self._torn = False
 
     def _ends_torn(self) -> bool:
         size = os.fstat(self._descriptor).st_size
@@ -130,9 +141,10 @@ def parse_lines(lines: Iterable[bytes]) -> Events:
 
 
 def read(path: Path | str) -> Events:
-    """All events of a log. A torn last line is skipped, damaged lines are counted; a missing log has no events."""
+    """All events of a log. A torn last line is skipped, damaged lines are counted; what is no file has no events."""
+    path = Path(path)
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes() if path.is_file() else b""  # a device or a pipe may never end
     except OSError:
         return Events()
     *whole, torn = content.split(b"\n")

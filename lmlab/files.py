@@ -14,11 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)-[0-9a-f]{8}$")
+TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
 CHUNK = 1 << 20
 
 
@@ -42,6 +42,15 @@ def sync_folder(path: Path) -> None:
         sync(path)
 
 
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those above it that are missing, each synced into the one above. Raises OSError."""
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync_folder(folder.parent)
+
+
 def write_atomic(path: Path | str, data: bytes) -> None:
     """Replace the file `path` by `data`, wholly or not at all. Raises OSError, leaving the old file as it was."""
     path = Path(path)
@@ -63,7 +72,7 @@ def new_folder_beside(path: Path) -> Path:
     """Make an empty folder under a temporary name, to become `path` by `move_folder`. Raises FileExistsError, OSError."""
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "exists already", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary_sibling(path)
     os.mkdir(temporary)
     return temporary
@@ -100,6 +109,8 @@ def move_folder(source: Path | str, target: Path | str) -> None:
         raise FileExistsError(errno.EEXIST, "exists already", str(target))
     os.rename(source, target)
     sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
 
 
 def remove_tree(path: Path | str) -> None:
@@ -131,11 +142,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def sweep(folder: Path | str, *, alone: bool = False) -> list[Path]:
+def sweep(folder: Path | str, *, alone: bool = False, shared: Collection[str] = ()) -> list[Path]:
     """Remove what writers that died left in `folder`; a living writer's files stay. Returns what was removed.
 
     alone: the caller holds the lock under which all writers here work, so that all of them but itself are dead, whoever
-    bears their process numbers now (in containers they come again soon).
+    bears their process numbers now (in containers they come again soon). shared: names that others may write all the
+    same.
     """
     removed: list[Path] = []
     folder = Path(folder)
@@ -143,7 +155,7 @@ def sweep(folder: Path | str, *, alone: bool = False) -> list[Path]:
         return removed
     for path in sorted(folder.iterdir()):
         match = TEMPORARY.match(path.name)
-        if match and (alone or not is_alive(int(match[1]))):
+        if match and ((alone and match[1] not in shared) or not is_alive(int(match[2]))):
             with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
                 remove_tree(path)
                 removed.append(path)

@@ -20,7 +20,7 @@ from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text
 from lmlab.errors import ConfigError, RunError, UsageError
 from lmlab.events import now
 from lmlab.optim import create_optimizer
-from lmlab.record import Record
+from lmlab.record import Record, is_blank
 from lmlab.registry import Entry, Registry, check_name
 from lmlab.resuming import (
     find_checkpoint,
@@ -103,7 +103,7 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     """Where a new run will go; not made yet. Raises UsageError on a bad name, RunError where it exists."""
     run_id = provenance.new_run_id() if run_name is None else provenance.check_run_name(run_name)
     folder = find_runs_dir(runs_dir) / run_id
-    if folder.exists():
+    if folder.exists() and not is_blank(folder):
         raise RunError(f"the run {folder} exists already; choose another --run-name, or go on with --resume {run_id}")
     return folder
 
@@ -221,7 +221,7 @@ def resume(
     merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
-    if trainer.finished:
+    if trainer.finished and Record(folder).has_ended:
         done = Run(folder, trainer=trainer, was_done=True)
         register_if_promised(done, trainer, models_dir)
         return done

@@ -13,11 +13,22 @@ from typing import Any, TypeVar
 
 from lmlab.errors import RunError
 from lmlab.events import parse_line
-from lmlab.files import describe_os_error, dump_json, lock, read_json, remove_tree, tree_size, write_atomic
+from lmlab.files import (
+    TEMPORARY,
+    describe_os_error,
+    dump_json,
+    lock,
+    read_json,
+    remove_tree,
+    tree_size,
+    write_atomic,
+)
 from lmlab.history import History, as_mapping, as_text, timestamp
 
 LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
+PROCESS = "process.json"  # who trains, for those who want to stop it
+REMARKS = "notes.json"
 CHUNK = 1 << 20
 LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
 
@@ -51,6 +62,8 @@ class Record(History):
 
     def refresh(self) -> bool:
         """Read the log's new lines. True where there were any, or the log was replaced. Cost: the new bytes alone."""
+        if not self.log_path.is_file():  # none yet; and a device or a pipe may never end
+            return False
         try:
             with open(self.log_path, "rb") as file:
                 state = os.fstat(file.fileno())
@@ -65,7 +78,7 @@ class Record(History):
                     self._offset = before + end
                 return replaced or self._offset > before
         except OSError:
-            return False  # no log yet, or none that can be read: the record stays as it is
+            return False  # it cannot be read: the record stays as it is
 
     def _take(self, line: bytes) -> None:
         if line.strip():
@@ -86,6 +99,11 @@ class Record(History):
             return True
         except OSError:
             return False  # a folder that cannot be written to is not trained in
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last session came to an end: one that was killed, or failed, has its last words still to log."""
+        return self.ending is not None and self.status != "failed"
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints on disk, oldest first."""
@@ -143,12 +161,12 @@ class Record(History):
 
     def _remarks(self) -> dict[str, Any]:
         try:
-            return as_mapping(read_json(self.folder / "notes.json"))
+            return as_mapping(read_json(self.folder / REMARKS))
         except (OSError, ValueError, RecursionError):
             return {}
 
     def _remark(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        path = self.folder / "notes.json"
+        path = self.folder / REMARKS
         try:
             with lock(path):
                 write_atomic(path, dump_json(change(self._remarks())))
@@ -179,6 +197,17 @@ def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:
         return []
     records = [kind(path) for path in runs_dir.iterdir() if _is_run(path)]
     return sorted(records, key=lambda record: (_began(record), record.run_id), reverse=True)
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether `folder` holds no more than what a run makes before its first logged line: it may begin there anew."""
+    made = {LOG, PROCESS, f"{RUN_LOCK}.lock", "config.yaml", "checkpoints"}
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not {path.name for path in folder.iterdir() if not TEMPORARY.match(path.name)} <= made:
+        return False
+    log, checkpoints = folder / LOG, folder / "checkpoints"
+    return not (log.exists() and log.stat().st_size) and not (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _is_run(path: Path) -> bool:

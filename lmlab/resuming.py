@@ -31,7 +31,9 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
             saved, refused = checkpoint.newest(path / "checkpoints")
             return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]
         if path.is_dir() and (path / LOG).exists():
-            raise RunError(f"the run {path} has no checkpoints; start it again")
+            raise RunError(
+                f"the run {path} has no checkpoints; start it again under another name, or delete-run it first"
+            )
         if path.is_dir():
             return checkpoint.load(path), []
         if path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import platform
@@ -16,14 +17,24 @@ import torch
 from lmlab import checkpoint, events, provenance, ranks
 from lmlab.config import TrainingConfig
 from lmlab.errors import RunError
-from lmlab.files import atomic_folder, describe_os_error, dump_json, lock, read_json, remove_tree, sweep, write_atomic
+from lmlab.files import (
+    atomic_folder,
+    describe_os_error,
+    dump_json,
+    lock,
+    make_folder,
+    move_folder,
+    read_json,
+    remove_tree,
+    sweep,
+    write_atomic,
+)
 from lmlab.ranks import World
-from lmlab.record import LOG, RUN_LOCK
+from lmlab.record import LOG, PROCESS, REMARKS, RUN_LOCK, is_blank
 from lmlab.signals import StopSignals
 from lmlab.trainer import Listener, Trainer
 from lmlab.words import one_line
 
-PROCESS = "process.json"  # who trains, for those who want to stop it
 LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the lock for a moment
 ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")
 
@@ -41,11 +52,14 @@ def train(
     folder, world = trainer.folder, trainer.world
     with run_folder(folder, new=resumed_from is None, world=world):
         if resumed_from is not None:
-            trainer.best_saved_loss = float(world.first(lambda: step_back(folder, trainer.step)))
+            found = json.loads(world.first(lambda: step_back(folder, trainer)))
+            trainer.best_saved_loss = float(found["best_loss"])
+            trainer.recall(found["last"])
         world.first(lambda: write_config(trainer, folder))
         log = log_of(folder, trainer.facts["run_id"], world)
         outside = trainer.listeners
         trainer.listeners = [log, *outside, *listeners] if world.leads else [only_troubles(log)]
+        trainer.before_saving = log.sync
         try:
             with StopSignals() as signals:
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
@@ -54,21 +68,28 @@ def train(
                 if resumed_from is None and ranks.may_restart():
                     trainer.save_checkpoint()  # for those that torchrun starts again before the first cadence
                 status = trainer.fit(should_stop=lambda: world.any(signals()))
+            log.sync()
         except BaseException as error:
             if not world.leads:
                 log.write("error", trainer.step, message=one_line(error))
             raise
         finally:
-            trainer.listeners = outside
+            trainer.listeners, trainer.before_saving = outside, None
             log.close()
     return signals.received if status == "stopped" else None
 
 
-def step_back(folder: Path, step: int) -> float:
-    """Make ready to go on after `step`: what came after it moves aside. Returns the lowest validation loss that is saved."""
+def step_back(folder: Path, trainer: Trainer) -> str:
+    """Make ready to go on where the Trainer stands: what came after it moves aside, what was to be pruned goes.
+
+    Returns JSON: the lowest validation loss that is saved, and the step of the newest event of each kind in the log.
+    """
     with disk_errors(folder):
-        set_aside_after(folder, step)
-        return point_at_best(folder)
+        set_aside_after(folder, trainer.step)
+        best_loss = point_at_best(folder)
+        checkpoint.prune(folder / "checkpoints", trainer.config.keep_checkpoints)
+    last = {event["event"]: event.get("step") for event in events.read(folder / LOG)}
+    return json.dumps({"best_loss": best_loss, "last": last})
 
 
 def write_config(trainer: Trainer, folder: Path) -> None:
@@ -161,15 +182,16 @@ def held(folder: Path, new: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with disk_errors(folder):
             try:
-                if new:
-                    folder.parent.mkdir(parents=True, exist_ok=True)
-                    folder.mkdir()
+                make_folder(folder)
+                sweep(folder.parent)
                 stack.enter_context(lock(folder / RUN_LOCK, timeout=LOCK_SECONDS))
-                (folder / "checkpoints").mkdir(exist_ok=True)
+                sweep(folder, alone=True, shared=(REMARKS,))
+                if new and not is_blank(folder):
+                    raise FileExistsError(folder)
+                make_folder(folder / "checkpoints")
+                sweep(folder / "checkpoints", alone=True)
                 process = {"pid": os.getpid(), "host": platform.node(), "launcher": ranks.launcher()}
                 write_atomic(folder / PROCESS, dump_json(process))
-                sweep(folder)
-                sweep(folder / "checkpoints", alone=True)
             except FileExistsError as error:
                 raise RunError(
                     f"the run {folder} exists already; choose another --run-name, or use --resume"
@@ -212,9 +234,9 @@ def set_aside_after(folder: Path, step: int) -> None:
             count += 1
         with atomic_folder(aside):
             pass
-        for each in later:
+        for each in reversed(later):  # so that what is left at any moment has no gap
             source = checkpoint.step_folder(checkpoints, each)
-            source.rename(aside / source.name)
+            move_folder(source, aside / source.name)
     events.supersede(folder / LOG, step)
 
 

@@ -78,6 +78,7 @@ class Trainer:
         self.decay_steps = config.lr_decay_steps or config.max_steps
         self.best_val_loss, self.evaluations_without_improvement = float("inf"), 0
         self.best_saved_loss, self.last_evaluation = float("inf"), (-1, float("inf"))  # (step, validation loss)
+        self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
         self._n_val_bytes: int | None = None
         if config.activation_checkpointing:
@@ -351,6 +352,8 @@ class Trainer:
         if folder is None and self.folder is None:
             raise UsageError("this Trainer has no run folder: say where to save, save_checkpoint(folder)")
         in_run = folder is None
+        if in_run and self.before_saving is not None:
+            self.before_saving()
         checkpoints = (self.folder or Path()) / "checkpoints"
         target = checkpoint.step_folder(checkpoints, self.step) if folder is None else Path(folder)
         is_best = in_run and self._improves_on_saved()
@@ -432,6 +435,11 @@ class Trainer:
         self.best_saved_loss = infinite_if_none(state["best_saved_loss"])
         self.evaluations_without_improvement = int(state["evaluations_without_improvement"])
         self._last = {"eval": self.step, "sample": self.step, "checkpoint": self.step}
+
+    def recall(self, last: dict[str, Any]) -> None:
+        """Take up the step of the newest event of each kind in the log: the end then repeats and omits nothing."""
+        if last:
+            self._last = {**last, "checkpoint": self.step}
 
 
 # What `Trainer.state` adds to a run's facts on its own.

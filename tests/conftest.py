@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Nursery
 from tiny_config import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,3 +86,10 @@ def lab_command(tmp_path: Path) -> Command:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """A warm process that forks children in milliseconds; see `forked`."""
+    with Nursery("pytest") as started:
+        yield started
