@@ -244,8 +244,8 @@ def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> in
     if device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS:
         starts = range(0, T, QUERIES_AT_ONCE)
         scores = sum(min(QUERIES_AT_ONCE, T - start) * min(start + QUERIES_AT_ONCE, T) for start in starts)
-        # Queries and keys turned, queries scaled, values in order, the output.
-        return projected + 5 * queries + width * B * H * scores
+        # Queries and keys turned, values in order, the output.
+        return projected + 4 * queries + width * B * H * scores
     return projected + 4 * queries + row_sums  # queries and keys turned; the output, as it was made and in order
 
 

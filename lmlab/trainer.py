@@ -66,11 +66,11 @@ class Trainer:
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
         self.folder, self.facts, self.listeners = folder, facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
-        self.precision = devices.resolve_precision(config.precision, self.device)
+        self.world = ranks.join()
+        self.precision = self.world.text(devices.resolve_precision(config.precision, self.device))
         if self.device.type == "cpu":
             devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
-        self.world = ranks.join()
         self.strategy = parallel.strategy_of(self.model, self.world)
         own_seed = parallel.own_seed(seed, self.world)
         self.random = devices.RandomStream(devices.seeded_random_state(own_seed, self.device), self.device)
@@ -429,6 +429,8 @@ class Trainer:
     def restore(self, state: dict[str, Any], rng: Mapping[str, Tensor]) -> None:
         """Take up the counters and the random stream of a saved state."""
         self.random.state = {**self.random.state, **parallel.own_states(rng, self.world)}
+        if self.config.precision == "auto" and state["device"] == self.device.type:
+            self.precision = state["precision"]  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.best_val_loss = infinite_if_none(state["best_val_loss"])

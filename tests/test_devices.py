@@ -70,6 +70,14 @@ def test_auto_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert devices.has_fast_bf16(torch.device("mps")) is False
 
 
+def test_instructions_for_bf16_count_where_they_are_measured_to_be_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    for in_bf16, expected in ((4e11, "bf16"), (5e10, "fp32")):
+        rates = {"bf16": in_bf16, "fp32": 1e11}
+        monkeypatch.setattr(devices, "peak_flops", lambda device, precision, threads, rates=rates: rates[precision])
+        assert devices.resolve_precision("auto", CPU) == expected
+
+
 def test_autocast_computes_in_the_precision_that_is_named() -> None:
     a = torch.ones(4, 4)
     with devices.autocast("bf16", CPU):

@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from tiny_config import TINY
 
-from lmlab import checkpoint, events, hub, lab
+from lmlab import checkpoint, devices, events, hub, lab
 from lmlab.data import Batch
 from lmlab.errors import CheckpointError, DataError, RunError, UsageError
 from lmlab.proof import TIMINGS, differing_tensor
@@ -187,6 +187,21 @@ def test_the_threads_of_the_run_are_taken_up_again(corpus: Path, tmp_path: Path)
     assert torch.get_num_threads() == 1
     starts = [event for event in events.read(run.log_path) if event["event"] == "run_start"]
     assert [start["threads"] for start in starts] == [1, 1]
+
+
+def test_the_precision_of_the_run_is_taken_up_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fast in (True, False):  # as on another machine
+        monkeypatch.setattr(devices, "has_fast_bf16", lambda _, fast=fast: fast)
+        if fast:
+            lab.run({**TINY, "max_steps": 2}, corpus, run_name="moved", listeners=[])
+        else:
+            lab.resume("moved", max_steps=3, listeners=[])
+    starts = [
+        event for event in events.read(tmp_path / "runs" / "moved" / "log.jsonl") if event["event"] == "run_start"
+    ]
+    assert [start["precision"] for start in starts] == ["bf16", "bf16"]
 
 
 def test_two_processes_write_the_same_log(lab_command: Callable[..., Any], tiny_yaml: Path, corpus: Path) -> None:
