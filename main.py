@@ -1,6 +1,6 @@
 """The command line: `python main.py --help`."""
 
-from lmlab.cli import main
+from lmlab.cli import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

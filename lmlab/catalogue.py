@@ -162,8 +162,8 @@ def file_facts(folder: Path, entry: Entry) -> list[tuple[str, str]]:
     """Size and sha256 of every file, and which are missing."""
     facts = []
     for name, info in sorted(entry.files.items()):
-        there = "" if (folder / name).is_file() else "  MISSING: import it again or run `validate-registry`"
-        facts.append((name, f"{size(info.size)}  sha256 {info.sha256}{there}"))
+        there = "" if (folder / name).is_file() else "; MISSING: import it again or run `validate-registry`"
+        facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{there}"))
     return facts
 
 

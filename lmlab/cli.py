@@ -6,158 +6,55 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lmlab.arguments import parse
 from lmlab.errors import LabError, UsageError
 
-DESCRIPTION = "lmlab: train language models, resume them bit for bit, import, fine-tune and compare them."
 INTERRUPTED = 130
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in the form of all our errors and no guessing of abbreviated flags."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        print(f"error: {escaped(message)}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(UsageError.exit_code)
-
-
-def parser() -> Parser:
-    """The whole command line. Without a subcommand, it trains."""
-    top = Parser(prog="main.py", description=DESCRIPTION + " Without a command, it trains.")
-    add_training(top)
-    commands = top.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    add_model_commands(commands)
-    add_run_commands(commands)
-    return top
-
-
-def add_training(top: Parser) -> None:
-    """The flags of training. Their defaults are None: what is not given is left to the config."""
-    from lmlab.config import TrainingConfig
-
-    fields = TrainingConfig.model_fields
-    top.add_argument("--config", metavar="PATH", help="YAML file with settings; without it, the defaults")
-    top.add_argument(
-        "--data",
-        metavar="PATH",
-        help="text to train on: a UTF-8 file, a folder of .txt, a .jsonl; without it, the storybook",
-    )
-    top.add_argument("--resume", metavar="PATH|RUN", help="go on from a checkpoint, a run folder or a run id")
-    top.add_argument("--max-steps", type=int, metavar="N", help=fields["max_steps"].description)
-    top.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="set any config field; may be given more than once"
-    )
-    top.add_argument(
-        "--run-name", metavar="NAME", help="the run's id and folder; without it, one made of date and time"
-    )
-    top.add_argument("--runs-dir", metavar="DIR", help="where runs are kept (LMLAB_RUNS_DIR, else runs)")
-    top.add_argument("--models-dir", metavar="DIR", help="where models are kept (LMLAB_MODELS_DIR, else models)")
-    top.add_argument(
-        "--model-name", metavar="NAME", help="model of the registry to start from; with --resume, a new name branches"
-    )
-    width = max(map(len, fields))
-    lines = [f"  {name:{width}}  {json.dumps(field.get_default())}" for name, field in fields.items()]
-    top.epilog = "fields of --set and of a config file, with their defaults:\n" + "\n".join(lines)
-
-
-def add_model_commands(commands: Any) -> None:
-    """Commands on the registry of models."""
-    add = commands.add_parser(
-        "import-model", help="bring a model in: hub id or address, folder, .gguf, builtin:tiny-qwen"
-    )
-    add.add_argument("source", metavar="SOURCE")
-    add.add_argument("--name", help="its name here; without it, the repository's in lower case")
-    add.add_argument("--revision", help="branch, tag or commit of the hub")
-    add.add_argument("--yes", action="store_true", help="do not ask")
-    add.set_defaults(call=import_model)
-    add = commands.add_parser("list-models", help="the registered models, with their lineage")
-    add.add_argument("--json", action="store_true", help="print JSON")
-    add.set_defaults(call=list_models)
-    add = commands.add_parser("model-info", help="everything known of one model")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument("--json", action="store_true", help="print JSON")
-    add.set_defaults(call=model_info)
-    add = commands.add_parser("delete-model", help="remove a model and its files")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument("--yes", action="store_true", help="do not ask")
-    add.add_argument("--force", action="store_true", help="even if other models come from it")
-    add.set_defaults(call=delete_model)
-    add = commands.add_parser("register-model", help="make a checkpoint a model of the registry")
-    add.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder or a run id")
-    add.add_argument("--name", required=True)
-    add.set_defaults(call=register_model)
-    add = commands.add_parser("validate-registry", help="check every entry, file and hash")
-    add.add_argument("--fix", action="store_true", help="remove dead entries and orphans")
-    add.set_defaults(call=validate_registry)
-    for name in ("import-model", "list-models", "model-info", "delete-model", "register-model", "validate-registry"):
-        add_folders(commands.choices[name], runs=name in ("model-info", "register-model"))
-
-
-def add_run_commands(commands: Any) -> None:
-    """Commands on runs, checkpoints and configs."""
-    add = commands.add_parser("sample", help="let a checkpoint, a run or a model write")
-    add.add_argument("model", metavar="CHECKPOINT|RUN|MODEL")
-    add.add_argument("--prompt", help="text to go on from (sampling_prompt of the config)")
-    add.add_argument("-n", "--n", type=int, default=1, help="how many samples")
-    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set a sampling_… field of the config")
-    add.set_defaults(call=sample)
-    add = commands.add_parser(
-        "verify-resume", help="prove that an interrupted run of a config is the uninterrupted one"
-    )
-    add.add_argument("--config", metavar="PATH")
-    add.add_argument("--data", metavar="PATH")
-    add.add_argument("--set", action="append", metavar="KEY=VALUE")
-    add.add_argument("--steps", type=int, default=10, help="steps to train in all (10)")
-    add.add_argument("--at", type=int, help="the step to interrupt at (half of them)")
-    add.set_defaults(call=verify_resume)
-    add = commands.add_parser("validate-config", help="check a config, and say what it will cost, without training")
-    add.add_argument("path", metavar="PATH")
-    add.add_argument("--data", metavar="PATH")
-    add.set_defaults(call=validate_config)
-    add = commands.add_parser("list-runs", help="the runs, newest first")
-    add.add_argument("--json", action="store_true", help="print JSON")
-    add.set_defaults(call=list_runs)
-    add = commands.add_parser("delete-run", help="remove a run and its checkpoints")
-    add.add_argument("run", metavar="RUN", help="a run folder or a run id")
-    add.add_argument("--yes", action="store_true", help="do not ask")
-    add.set_defaults(call=delete_run)
-    for name in ("sample", "verify-resume", "validate-config", "list-runs", "delete-run"):
-        add_folders(commands.choices[name], runs=name in ("sample", "list-runs", "delete-run"))
-
-
-def add_folders(command: argparse.ArgumentParser, *, runs: bool) -> None:
-    """The folder flags after a command; unset ones leave those before it as they are."""
-    command.add_argument("--models-dir", metavar="DIR", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    if runs:
-        command.add_argument("--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+def program() -> NoReturn:
+    """`main` as a process of its own. By the time it returns all is saved: an interrupt while it ends says no more."""
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SystemExit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 could not be done, 2 wrong usage or config."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets it escaped
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
-        options = parser().parse_args(arguments)
-        call: Callable[[argparse.Namespace], int] = getattr(options, "call", train)
-        return call(options)
+        options = parse(arguments)
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
     except LabError as error:
         return report(str(error), error.exit_code, error)
     except KeyboardInterrupt:
-        return report("interrupted; nothing that was not saved before is saved", INTERRUPTED)
+        return report("interrupted; what was not saved before is lost", INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written: nothing to report to us
+        where = f"{error.filename}: " if error.filename else ""
+        return report(f"{where}{error.strerror or error}; check the disk and its permissions", 1)
     except Exception as error:  # whatever we did not foresee is one line, too
         what = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
         return report(f"{what[:300]}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1, error)
+
+
+def prepare_streams() -> None:
+    """Standard streams that can be used: one that was closed leads nowhere, and what one cannot show is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def report(message: str, status: int, error: Exception | None = None) -> int:
@@ -174,13 +71,10 @@ def report(message: str, status: int, error: Exception | None = None) -> int:
         import traceback
 
         traceback.print_exc()
+    from lmlab.problems import escaped
+
     print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr)
     return status
-
-
-def escaped(text: str) -> str:
-    """Text that stays on its line and cannot steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +93,11 @@ def confirm(question: str, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"{question} There is nobody to ask; add --yes to agree")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -265,9 +163,10 @@ def train_new(options: argparse.Namespace) -> int:
     trainer = lab.build(
         config, options.data, run_name=options.run_name, runs_dir=options.runs_dir, models_dir=options.models_dir
     )
+    console = Console()
     if trainer.world.leads:
-        print(planning.plan(trainer), flush=True)
-    return finish(lab.execute(trainer, [Console()]))
+        console.say(str(planning.plan(trainer)))
+    return finish(lab.execute(trainer, [console]))
 
 
 def finish(run: Any) -> int:
@@ -393,6 +292,7 @@ def validate_registry(options: argparse.Namespace) -> int:
 
 def sample(options: argparse.Namespace) -> int:
     """Print samples, one after the other."""
+    from lmlab.console import printable
     from lmlab.sampling import write_samples
 
     texts = write_samples(
@@ -406,7 +306,7 @@ def sample(options: argparse.Namespace) -> int:
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
             print(f"--- {number}")
-        print(text)
+        print(printable(text) if sys.stdout.isatty() else text)
     return 0
 
 
@@ -450,15 +350,32 @@ def delete_run(options: argparse.Namespace) -> int:
     from lmlab.config import find_runs_dir
     from lmlab.record import Record
     from lmlab.record import delete_run as delete
+    from lmlab.words import size
 
     record = Record(find_runs_dir(options.runs_dir) / options.run)  # a path that is absolute stays as it is
-    question = f"Delete the run {record.run_id} with {len(record.checkpoints())} checkpoints?"
+    n_checkpoints = len(record.checkpoints())
+    question = f"Delete the run {record.run_id} with {n_checkpoints} checkpoint{'s' * (n_checkpoints != 1)}?"
     if not confirm(question, options.yes):
         print("nothing was deleted")
         return 1
-    print(f"deleted {record.run_id}, {delete(record.folder) / 1e6:,.1f} MB freed")
+    print(f"deleted {record.run_id}, {size(delete(record.folder))} freed")
     return 0
 
 
+COMMANDS = {
+    None: train,
+    "import-model": import_model,
+    "list-models": list_models,
+    "model-info": model_info,
+    "delete-model": delete_model,
+    "register-model": register_model,
+    "validate-registry": validate_registry,
+    "sample": sample,
+    "verify-resume": verify_resume,
+    "validate-config": validate_config,
+    "list-runs": list_runs,
+    "delete-run": delete_run,
+}
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from lmlab import plain_yaml
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, UsageError
 from lmlab.files import write_atomic
 from lmlab.problems import describe, escaped, head_problems, in_one_line, shortened, shown, unknown_key
 
@@ -356,7 +356,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, raw = text.partition("=")
     key, written = key.strip(), raw.strip()
-    if not equals:
+    if not equals or not key:
         raise ConfigError(f"--set {shown(text)}: write KEY=VALUE, for example --set max_steps=100")
     if key not in TrainingConfig.model_fields:
         raise ConfigError(f"--set: {unknown_key(key, TrainingConfig.model_fields.keys())}")
@@ -390,7 +390,9 @@ def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
 
 def find_file(path: Path | str) -> Path:
     """Where a relative path leads: under `LMLAB_HOME` if set, in the current folder, or under `home()`; the first that
-    exists. `path` as it is where none does. An absolute path stays as it is."""
+    exists. `path` as it is where none does. An absolute path stays as it is. Raises UsageError where it is empty."""
+    if path == "":  # an unset variable of a script: not the current folder
+        raise UsageError("an empty path names nothing; name a file or a folder, or leave it out")
     path = Path(path).expanduser()
     candidates = [path, home() / path]
     if os.environ.get("LMLAB_HOME"):

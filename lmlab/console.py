@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from lmlab.events import Event
@@ -38,7 +40,7 @@ def written(value: Any) -> str:
 
 
 class Console:
-    """A listener that prints a run's events. A reader that goes away ends the printing, not the run."""
+    """A listener that prints a run's events. Output that nobody takes any more ends the printing, not the run."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream, self.max_steps = stream or sys.stdout, 0
@@ -50,7 +52,7 @@ class Console:
             return
         if event["event"] == "run_start":
             self.max_steps = event["config"]["max_steps"]
-        try:
+        with self._while_it_is_read():
             if self.stream.isatty():
                 self._show(event)
             else:
@@ -58,7 +60,19 @@ class Console:
                 if event["event"] == "run_start":
                     for name in ("config", "model", "data", "lineage"):
                         print(f"event={name} {json.dumps(event[name])}", file=self.stream, flush=True)
-        except BrokenPipeError:
+
+    def say(self, text: str) -> None:
+        """Print a line that is no event."""
+        if not self._closed:
+            with self._while_it_is_read():
+                self._say(text)
+
+    @contextlib.contextmanager
+    def _while_it_is_read(self) -> Iterator[None]:
+        """A reader that went away, or a disk that is full, ends the printing."""
+        try:
+            yield
+        except OSError:
             self._closed = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # nothing is written there at exit, either
 
@@ -114,11 +128,17 @@ def start_lines(event: Event) -> list[str]:
         f"data {data['path']}: {data['n_train']:,} training and {data['n_val']:,} validation tokens ({event['tokenizer']})",
     ]
     if event["lineage"]:
-        lines.append("lineage " + " → ".join(str(link["model_name"]) for link in event["lineage"]))
+        lines.append("lineage " + " → ".join(map(ancestor, event["lineage"])))
     if event["loss_floor"] is not None:
         lines.append(f"no model can come below a validation loss of {event['loss_floor']:.4f} on this corpus")
     lines.append("config " + ", ".join(f"{key}={written(value)}" for key, value in config.items() if value is not None))
     return lines
+
+
+def ancestor(link: dict[str, Any]) -> str:
+    """A model that a run's weights come from, and which of its weights, where a run made them."""
+    name = link["model_name"] or "a new model"
+    return f"{name} (step {link['step']} of {link['run_id']})" if link.get("run_id") else str(name)
 
 
 def printable(text: str) -> str:

@@ -56,8 +56,10 @@ def verify_resume(
     between 1 and `steps` - 1, and what `run` raises.
     """
     at = steps // 2 if at is None else at
+    if steps < 2:
+        raise UsageError(f"{steps} steps cannot be interrupted and gone on with; train 2 or more")
     if not 0 < at < steps:
-        raise UsageError(f"cannot interrupt {steps} steps after step {at}; choose a step from 1 to {max(1, steps - 1)}")
+        raise UsageError(f"cannot interrupt {steps} steps after step {at}; choose a step from 1 to {steps - 1}")
     resolved = lab.read_config(config, **overrides)
     seed = resolved.seed if resolved.seed is not None else 0
     decay = resolved.lr_decay_steps or resolved.max_steps
@@ -69,15 +71,24 @@ def verify_resume(
     )
     with tempfile.TemporaryDirectory(prefix="lmlab-proof-") as folder:
         where: dict[str, Any] = {"runs_dir": Path(folder).resolve(), "models_dir": models_dir, "listeners": []}
-        straight = lab.run(resolved, data, run_name="straight", max_steps=steps, **where)
-        lab.run(resolved, data, run_name="resumed", max_steps=at, **where)
-        resumed = lab.resume(where["runs_dir"] / "resumed", max_steps=steps, data=data, runs_dir=folder, listeners=[])
+        straight = whole(lab.run(resolved, data, run_name="straight", max_steps=steps, **where))
+        whole(lab.run(resolved, data, run_name="resumed", max_steps=at, **where))
+        resumed = whole(
+            lab.resume(where["runs_dir"] / "resumed", max_steps=steps, data=data, runs_dir=folder, listeners=[])
+        )
         ends = [
             checkpoint.load(checkpoint.step_folder(run.folder / "checkpoints", steps)) for run in (straight, resumed)
         ]
         difference = differing_event(straight, resumed, at) or differing_tensor(*ends)
         n_tensors = sum(len(ends[0].tensors(part)) for part in ("model", "optimizer", "rng"))
         return Proof(steps, at, n_tensors, fingerprint(ends[1]), difference)
+
+
+def whole(run: lab.Run) -> lab.Run:
+    """A run that was not stopped by a signal: one that was proves nothing, and its user wants to end."""
+    if run.stopped_by is not None:
+        raise KeyboardInterrupt
+    return run
 
 
 def differing_event(straight: lab.Run, resumed: lab.Run, at: int) -> str | None:

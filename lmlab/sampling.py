@@ -10,7 +10,7 @@ import torch
 
 from lmlab import devices
 from lmlab.adapters.base import BaseAdapter
-from lmlab.config import TrainingConfig, find_runs_dir
+from lmlab.config import TrainingConfig, find_file, find_runs_dir
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.lab import Run
@@ -79,7 +79,10 @@ def load_writer(
     registry = Registry(models_dir)
     if str(where) in registry.names():
         return Writer(*load_model_and_tokenizer(registry.verify(str(where))), TrainingConfig())
-    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
+    runs = find_runs_dir(runs_dir)
+    if not find_file(where).exists() and not (runs / where).exists():
+        raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")
+    saved, _ = find_checkpoint(where, runs)
     return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -160,9 +161,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot write to the run folder {folder}: {describe_os_error(error)}; free some space"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space" if full else "check the folder and its permissions, or choose another --runs-dir"
+        raise RunError(f"cannot write to the run folder {folder}: {describe_os_error(error)}; {advice}") from error
 
 
 @contextlib.contextmanager

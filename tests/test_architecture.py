@@ -35,6 +35,7 @@ LEVELS = [
         "hooks",
         "memory",
         "history",
+        "arguments",
         "catalogue",
         "console",
         "settings",

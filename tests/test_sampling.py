@@ -55,7 +55,7 @@ def test_what_cannot_be_written_is_said(run: lab.Run) -> None:
         write_samples(run.folder, "")
     with pytest.raises(TokenizerError, match="'Ω'"):
         write_samples(run.folder, "TheΩ")
-    with pytest.raises(LabError, match="no checkpoint or run at nothing"):
+    with pytest.raises(LabError, match="no checkpoint, run or model is called nothing; list-runs and list-models show"):
         write_samples("nothing")
     with pytest.raises(LabError, match="sampling_temperature"):
         write_samples(run.folder, sampling_temperature=-1.0)

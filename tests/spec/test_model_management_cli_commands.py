@@ -92,7 +92,7 @@ def test_model_info_command(family: Lab) -> None:
     for fact in ("qwen-0.5b-base", "apache-2.0", f"{entry['n_parameters']:,}", "num_hidden_layers", "tuned"):
         assert fact in shown
     for name, info in entry["files"].items():
-        assert re.search(rf"{re.escape(name)} +{re.escape(size(info['size']))} +sha256 {info['sha256']}", shown)
+        assert re.search(rf"{re.escape(name)} +sha256 {info['sha256']}, {re.escape(size(info['size']))}", shown)
     assert "qwen-notes" in family.main("model-info", "qwen-0.5b-base").stdout.partition("\nDescendants\n")[2]
     assert json.loads(family.main("model-info", "qwen-notes", "--json").stdout) == entry
     assert "qwen-0.5b-base, qwen-notes" in family.refusal("model-info", "no-such-model")

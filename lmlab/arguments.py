@@ -1,0 +1,158 @@
+"""The words of the command line: its commands and flags, with what they mean. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from lmlab.errors import UsageError
+
+DESCRIPTION = "lmlab: train language models, resume them bit for bit, import, fine-tune and compare them."
+CHECKPOINT = "a checkpoint folder, a run folder or a run id"
+CONFIG = "YAML file with settings; without it, the defaults"
+DATA = "text to train on: a UTF-8 file, a folder of .txt, a .jsonl; without it, the storybook"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the form of all our errors and no guessing of abbreviated flags."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As in argparse, but a flag that does not exist is named, and not the word after it taken for a command."""
+        given = list(sys.argv[1:] if args is None else args)
+        commands = next((action.choices for action in self._actions if action.dest == "command"), None) or ()
+        for word in given:
+            if word == "--" or word in commands:
+                break
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                self.error(f"unknown option {flag}{nearest(flag, self._option_string_actions)}")
+        return super().parse_known_args(given, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and action.choices is not None and value not in action.choices:
+            hint = nearest(value, action.choices) or f"; there are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"unknown command {value!r}{hint}")
+        super()._check_value(action, value)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with the status of wrong usage."""
+        from lmlab.problems import escaped
+
+        self.print_usage(sys.stderr)
+        print(f"error: {escaped(message)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(UsageError.exit_code)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """A hint at the name that was probably meant; nothing where none is near."""
+    found = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line says; `command` is None where it trains. Exits on `--help` and on wrong usage."""
+    return parser().parse_args(arguments)
+
+
+def parser() -> Parser:
+    """The whole command line. Without a subcommand, it trains."""
+    top = Parser(prog="main.py", description=DESCRIPTION + " Without a command, it trains.")
+    add_training(top)
+    commands = top.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    add_model_commands(commands)
+    add_run_commands(commands)
+    return top
+
+
+def add_training(top: Parser) -> None:
+    """The flags of training. Their defaults are None: what is not given is left to the config."""
+    from lmlab.config import TrainingConfig
+
+    fields = TrainingConfig.model_fields
+    top.add_argument("--config", metavar="PATH", help=CONFIG)
+    top.add_argument("--data", metavar="PATH", help=DATA)
+    top.add_argument("--resume", metavar="PATH|RUN", help=f"go on from {CHECKPOINT}")
+    top.add_argument("--max-steps", type=int, metavar="N", help="updates to make, counted from the run's first")
+    top.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="set any config field; may be given more than once"
+    )
+    top.add_argument(
+        "--run-name", metavar="NAME", help="the run's id and folder; without it, one made of date and time"
+    )
+    top.add_argument("--runs-dir", metavar="DIR", help="where runs are kept (LMLAB_RUNS_DIR, else runs)")
+    top.add_argument("--models-dir", metavar="DIR", help="where models are kept (LMLAB_MODELS_DIR, else models)")
+    top.add_argument(
+        "--model-name", metavar="NAME", help="model of the registry to start from; with --resume, a new name branches"
+    )
+    width = max(map(len, fields))
+    lines = [f"  {name:{width}}  {json.dumps(field.get_default())}" for name, field in fields.items()]
+    top.epilog = "fields of --set and of a config file, with their defaults:\n" + "\n".join(lines)
+
+
+def add_command(commands: Any, name: str, does: str, *, runs: bool = False, models: bool = False) -> Parser:
+    """A command with what it does, and the folders that it looks into; unset ones leave those before it as they are."""
+    command: Parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+    if models:
+        command.add_argument("--models-dir", metavar="DIR", default=argparse.SUPPRESS, help="where models are kept")
+    if runs:
+        command.add_argument("--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help="where runs are kept")
+    return command
+
+
+def add_model_commands(commands: Any) -> None:
+    """Commands on the registry of models."""
+    add = add_command(
+        commands, "import-model", "bring a model in: hub id or address, folder, .gguf, builtin:tiny-qwen", models=True
+    )
+    add.add_argument("source", metavar="SOURCE", help="ORGANISATION/MODEL, its address, a path, or builtin:tiny-qwen")
+    add.add_argument("--name", help="its name here; without it, the repository's in lower case")
+    add.add_argument("--revision", help="branch, tag or commit of the hub")
+    add.add_argument("--yes", action="store_true", help="do not ask")
+    add = add_command(commands, "list-models", "the registered models, with their lineage", models=True)
+    add.add_argument("--json", action="store_true", help="print JSON")
+    add = add_command(commands, "model-info", "everything known of one model", models=True, runs=True)
+    add.add_argument("name", metavar="NAME", help="a name of list-models")
+    add.add_argument("--json", action="store_true", help="print JSON")
+    add = add_command(commands, "delete-model", "remove a model and its files", models=True)
+    add.add_argument("name", metavar="NAME", help="a name of list-models")
+    add.add_argument("--yes", action="store_true", help="do not ask")
+    add.add_argument("--force", action="store_true", help="even if other models come from it")
+    add = add_command(commands, "register-model", "make a checkpoint a model of the registry", models=True, runs=True)
+    add.add_argument("checkpoint", metavar="CHECKPOINT|RUN", help=f"{CHECKPOINT}; a run means its newest checkpoint")
+    add.add_argument("--name", required=True, help="the model's name: a-z, 0-9, dot, dash and underscore")
+    add = add_command(commands, "validate-registry", "check every entry, file and hash", models=True)
+    add.add_argument("--fix", action="store_true", help="remove dead entries and orphans")
+
+
+def add_run_commands(commands: Any) -> None:
+    """Commands on runs, checkpoints and configs."""
+    add = add_command(commands, "sample", "let a checkpoint, a run or a model write", models=True, runs=True)
+    add.add_argument("model", metavar="CHECKPOINT|RUN|MODEL", help=f"{CHECKPOINT}, or a name of list-models")
+    add.add_argument("--prompt", metavar="TEXT", help="text to go on from (sampling_prompt of the config)")
+    add.add_argument("-n", "--n", type=int, default=1, help="how many samples")
+    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set a sampling_… field of the config")
+    add = add_command(
+        commands, "verify-resume", "prove that an interrupted run of a config is the uninterrupted one", models=True
+    )
+    add.add_argument("--config", metavar="PATH", help=CONFIG)
+    add.add_argument("--data", metavar="PATH", help=DATA)
+    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set any config field")
+    add.add_argument("--steps", type=int, metavar="N", default=10, help="steps to train in all (10)")
+    add.add_argument("--at", type=int, metavar="N", help="the step to interrupt at (half of them)")
+    add = add_command(
+        commands, "validate-config", "check a config, and say what it will cost, without training", models=True
+    )
+    add.add_argument("path", metavar="PATH", help="the YAML file")
+    add.add_argument("--data", metavar="PATH", help=DATA)
+    add = add_command(commands, "list-runs", "the runs, newest first", runs=True)
+    add.add_argument("--json", action="store_true", help="print JSON")
+    add = add_command(commands, "delete-run", "remove a run and its checkpoints", runs=True)
+    add.add_argument("run", metavar="RUN", help="a run folder or a run id")
+    add.add_argument("--yes", action="store_true", help="do not ask")

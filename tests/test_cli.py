@@ -1,0 +1,188 @@
+"""The command line where it is used carelessly: slips of the keyboard, streams that are closed, folders that refuse."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmlab import arguments, cli, lab, launching
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = [sys.executable, str(ROOT / "main.py")]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-step", "3"], "error: unknown option --max-step; did you mean --max-steps?"),
+        (["--frobnicate"], "error: unknown option --frobnicate; see main.py --help"),
+        (["sample", "x", "--promt", "The"], "error: unknown option --promt; did you mean --prompt?"),
+        (["list-model"], "error: unknown command 'list-model'; did you mean list-models?"),
+        (["zzz"], "error: unknown command 'zzz'; there are import-model, list-models"),
+        (["--set", "=3"], "error: --set '=3': write KEY=VALUE"),
+        (["--config", ""], "error: an empty path names nothing"),
+        (["--data", ""], "error: an empty path names nothing"),
+        (["--resume", ""], "error: an empty path names nothing"),
+        (["validate-config", ""], "error: an empty path names nothing"),
+        (["sample", "nope"], "error: no checkpoint, run or model is called nope; list-runs and list-models show"),
+        (["verify-resume", "--steps", "1"], "error: 1 steps cannot be interrupted and gone on with; train 2 or more"),
+        (["verify-resume", "--steps", "9", "--at", "9"], "choose a step from 1 to 8"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_probably_meant(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = cli.main(words)
+    except SystemExit as exit_:
+        status = exit_.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert says in error.splitlines()[-1]
+
+
+def test_a_value_that_looks_like_a_command_is_a_value() -> None:
+    options = arguments.parse(["--run-name", "sample", "--max-steps", "3"])
+    assert (options.run_name, options.max_steps, options.command) == ("sample", 3, None)
+
+
+def test_every_command_says_what_it_does_and_what_each_word_of_it_means() -> None:
+    top = arguments.parser()
+    commands = next(action.choices for action in top._actions if action.dest == "command")
+    assert set(commands) == cli.COMMANDS.keys() - {None}
+    for parser in (top, *commands.values()):
+        assert parser.description
+        assert [action.dest for action in parser._actions if not action.help and action.dest != "command"] == []
+
+
+def test_the_folder_flags_stand_before_or_after_a_command() -> None:
+    assert arguments.parse(["--models-dir", "m", "list-models"]).models_dir == "m"
+    assert arguments.parse(["list-models", "--models-dir", "m"]).models_dir == "m"
+    assert arguments.parse(["list-models"]).models_dir is None
+
+
+def test_output_that_nobody_reads_does_not_keep_a_run_from_training(tiny_yaml: Path, corpus: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)  # the reader went before the first line
+    given = ["--config", str(tiny_yaml), "--data", str(corpus), "--max-steps", "3", "--run-name", "unread"]
+    done = subprocess.run([*MAIN, *given], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert launching.attach("unread").status == "completed"
+
+
+def closed(*descriptors: int) -> str:
+    """A program that closes standard streams, then becomes `main.py` with its own arguments."""
+    shut = "".join(f"os.close({number}); " for number in descriptors)
+    return f"import os, sys; {shut}os.execv(sys.executable, [sys.executable, {str(ROOT / 'main.py')!r}, *sys.argv[1:]])"
+
+
+def test_streams_that_are_closed_are_no_error(tiny_yaml: Path, corpus: Path) -> None:
+    train = ["--config", str(tiny_yaml), "--data", str(corpus), "--max-steps", "2", "--run-name", "silent"]
+    for number, given in ((1, train), (1, ["list-runs"]), (2, ["list-runs"])):
+        done = subprocess.run(
+            [sys.executable, "-c", closed(number), *given], capture_output=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b""), given
+    assert launching.attach("silent").status == "completed"
+    asked = [sys.executable, "-c", closed(0), "delete-run", "silent"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: Delete the run silent with 1 checkpoint? There is nobody to ask; add --yes to agree\n"
+    assert launching.attach("silent").step == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_output_that_is_full_is_one_line_and_costs_no_run(tiny_yaml: Path, corpus: Path) -> None:
+    given = ["--config", str(tiny_yaml), "--data", str(corpus), "--max-steps", "2", "--run-name", "full"]
+    with open("/dev/full", "w") as full:
+        trained = subprocess.run([*MAIN, *given], stdout=full, stderr=subprocess.PIPE, timeout=120, check=False)
+        listed = subprocess.run(
+            [*MAIN, "list-runs"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert (trained.returncode, trained.stderr) == (0, b"")
+    assert launching.attach("full").status == "completed"
+    assert listed.returncode == 1
+    assert listed.stderr.startswith("error: No space left on device; check the disk")
+    assert len(listed.stderr.splitlines()) == 1
+
+
+def on_a_terminal(*given: str, answer: bytes = b"") -> tuple[int, str]:
+    """`main.py` on a terminal of its own, with an answer typed into it: the exit status, and what the terminal got."""
+    process_id, terminal = pty.fork()
+    if process_id == 0:
+        os.execv(sys.executable, [*MAIN, *given])
+    os.write(terminal, answer)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]), shown.decode(errors="replace")
+
+
+@pytest.fixture
+def steering(tiny: dict[str, object]) -> lab.Run:
+    """A run whose model can say what steers a terminal."""
+    text = Path("steering.txt")
+    text.write_text("The \x1b[31m red \x07 dog. " * 300)
+    return lab.run(tiny, text, run_name="steering", max_steps=1, listeners=[])
+
+
+def test_a_sample_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(
+    steering: lab.Run, lab_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    prompt = ["--prompt", "The \x1b[31m"]
+    status, shown = on_a_terminal("sample", "steering", *prompt)
+    assert status == 0
+    assert "The \\x1b[31m" in shown
+    assert "\x1b[31m" not in shown
+    assert "The \x1b[31m" in lab_command("sample", "steering", *prompt).stdout
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, True), (b"\x04", 1, True), (b"y\n", 0, False)])
+def test_a_question_takes_no_for_an_answer(answer: bytes, status: int, left: bool, steering: lab.Run) -> None:
+    ended, shown = on_a_terminal("delete-run", "steering", answer=answer)
+    assert (ended, steering.folder.exists()) == (status, left)
+    assert "Delete the run steering with 1 checkpoint? [y/N]" in shown
+    assert ("nothing was deleted" in shown) == left
+
+
+def test_an_interrupt_of_a_proof_ends_it_with_one_line(tiny_yaml: Path, corpus: Path) -> None:
+    given = ["verify-resume", "--config", str(tiny_yaml), "--data", str(corpus), "--steps", "100000"]
+    environment = {**os.environ, "TMPDIR": str(Path.cwd())}
+    process = subprocess.Popen(
+        [*MAIN, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    while not any(
+        b'"event": "step"' in log.read_bytes() for log in Path.cwd().glob("lmlab-proof-*/straight/log.jsonl")
+    ):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=120)
+    assert (process.returncode, output) == (130, "")
+    assert error == "error: interrupted; what was not saved before is lost\n"
+    assert list(Path.cwd().glob("lmlab-proof-*")) == []
+
+
+def test_an_interrupt_while_a_program_ends_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    ending = (
+        "import atexit, os, signal, sys\nfrom lmlab import cli\nsys.argv = ['main.py', 'list-runs']\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\ncli.program()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ending], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
