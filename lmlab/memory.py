@@ -45,8 +45,9 @@ class Shape:
     """The widths that memory depends on.
 
     custom: the lab's own Transformer. gated: a feed-forward of three matrices. root_mean_square: norms of that kind,
-    which transformers writes in several steps. kept_feed_forward: tensors as wide as F that the feed-forward keeps.
-    dropout: of the residual stream; attention_dropout: of the scores, which are then held whole.
+    which transformers writes in several steps. fused: both as `adapters.fused` has them. kept_feed_forward: tensors as
+    wide as F that the feed-forward keeps. dropout: of the residual stream; attention_dropout: of the scores, which are
+    then held whole.
     """
 
     custom: bool
@@ -59,6 +60,7 @@ class Shape:
     vocab_size: int
     gated: bool = False
     root_mean_square: bool = False
+    fused: bool = False
     kept_feed_forward: int = 2
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -93,6 +95,7 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
     head_width = value("head_dim", default=d_model // n_heads)
     gated = "rms_norm_eps" in values  # the family of Llama has both
     activation = value("hidden_activation", "hidden_act", "activation_function", default="")
+    fused = gated and activation in ("silu", "swish")
     return Shape(
         custom=False,
         n_layers=value("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -104,7 +107,9 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
         vocab_size=value("vocab_size"),
         gated=gated,
         root_mean_square=gated,
-        kept_feed_forward=4 if gated else 5 if activation == "gelu_new" else 2,  # "gelu_new" is written out in steps
+        fused=fused,
+        # The gated one as transformers has it, and "gelu_new", are written out in steps.
+        kept_feed_forward=2 if fused else 4 if gated else 5 if activation == "gelu_new" else 2,
         dropout=value("resid_pdrop", "hidden_dropout", default=0.0),
         attention_dropout=value("attn_pdrop", "attention_dropout", default=0.0),
     )
@@ -225,6 +230,8 @@ def block_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
     residual, narrow = FLOAT * N * shape.d_model, width * N * shape.d_model
     mask = dropout_mask_bytes(shape, N, width, device)
     feed_forward = shape.kept_feed_forward * width * N * shape.d_ff
+    if shape.fused:  # each norm keeps its input, a factor for every token, and the output that products share
+        return 2 * (residual + FLOAT * N + narrow) + attention_bytes(shape, B, T, width, device) + feed_forward
     # Of each norm: its input, the mean and deviation of every token, what transformers makes on the way, and the output,
     # of which autocast makes a copy for every product that reads it; the lab's own products are joined.
     norms = 2 * (residual * (2 if shape.root_mean_square else 1) + 2 * FLOAT * N)

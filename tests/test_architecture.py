@@ -40,6 +40,7 @@ LEVELS = [
         "console",
         "settings",
         "adapters.head",
+        "adapters.fused",
         "adapters.attention",
     },
     {"record", "adapters.base", "adapters.pretrained"},

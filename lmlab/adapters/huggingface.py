@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from lmlab.adapters.attention import use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
+from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.errors import ConfigError
@@ -51,6 +52,7 @@ class CausalLMAdapter(BaseAdapter):
         self.architecture_type = self.architecture_type or model.config.model_type
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         use_blockwise_attention(model)
+        fuse(model)
         self.train(model.training)
 
     @property

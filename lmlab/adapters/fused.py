@@ -1,0 +1,128 @@
+"""Norms and feed-forwards of transformers' models with fewer passes over memory, and less kept for the backward pass.
+
+While a model trains, root-mean-square norms (Zhang and Sennrich 2019) and gated feed-forwards (Shazeer 2020) run as one
+function each, which keeps its inputs and computes the rest again. Without gradients transformers' own code runs.
+N tokens, D model width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")  # those that linear layers alone read
+GATED = ("gate_proj", "up_proj", "down_proj")
+
+
+class RootMeanSquareNorm(torch.autograd.Function):
+    """x / √(mean x² + ε) × weight over the last axis, in fp32, rounded once to the precision of autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_() / x.size(-1)
+        factor = mean_square.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight_D, factor)
+        return (x * factor * weight_D).to(product_type(x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight_D, factor = ctx.saved_tensors
+        normal, dy = x * factor, gradients[0].float()
+        d_weight_D = (dy * normal).flatten(0, -2).sum(dim=0)
+        dy = dy * weight_D
+        along = (dy * normal).mean(dim=-1, keepdim=True)
+        return (dy.addcmul_(normal, along, value=-1).mul_(factor)).to(x.dtype), d_weight_D, None
+
+
+class GatedFeedForward(torch.autograd.Function):
+    """(silu(x Gᵀ) × (x Uᵀ)) Dᵀ, of which the two products in brackets are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+        dtype, shape = product_type(x), x.shape
+        x_ND = x.flatten(0, -2).to(dtype)
+        gated_NF, raised_NF = x_ND @ gate_FD.to(dtype).mT, x_ND @ up_FD.to(dtype).mT
+        ctx.save_for_backward(x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF)
+        ctx.shape, ctx.dtype = shape, x.dtype
+        return ((F.silu(gated_NF) * raised_NF) @ down_DF.to(dtype).mT).view(*shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF = ctx.saved_tensors
+        dtype = x_ND.dtype
+        dy_ND = gradients[0].flatten(0, -2).to(dtype)
+        active_NF = F.silu(gated_NF)
+        d_down_DF = dy_ND.mT @ (active_NF * raised_NF)
+        d_NF = dy_ND @ down_DF.to(dtype)
+        d_raised_NF = d_NF * active_NF
+        d_gated_NF = torch.ops.aten.silu_backward(d_NF.mul_(raised_NF), gated_NF)
+        dx_ND = d_gated_NF @ gate_FD.to(dtype)
+        dx_ND.addmm_(d_raised_NF, up_FD.to(dtype))
+        dx = dx_ND.view(ctx.shape).to(ctx.dtype)
+        return dx, d_gated_NF.mT @ x_ND, d_raised_NF.mT @ x_ND, d_down_DF
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type of matrix products of `x`: that of autocast where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def fuse(model: nn.Module) -> int:
+    """Let a model's norms and feed-forwards run as above while it trains, where they compute just that; returns how many."""
+    fused = 0
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in NORMS and is_root_mean_square(module):
+            module.forward = training_or(module.forward, norm_of(module))
+            fused += 1
+        elif is_gated(module):
+            module.forward = training_or(module.forward, feed_forward_of(module))
+            fused += 1
+    return fused
+
+
+def training_or(plain: Any, fused: Any) -> Any:
+    """A forward that is `fused` where gradients are wanted, else `plain`."""
+    return lambda x: fused(x) if torch.is_grad_enabled() else plain(x)
+
+
+def norm_of(module: Any) -> Any:
+    """The norm of a module of transformers as a function of its input."""
+    return lambda x: RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+def feed_forward_of(module: Any) -> Any:
+    """The feed-forward of a module of transformers as a function of its input."""
+    return lambda x: GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+
+
+def is_root_mean_square(module: Any) -> bool:
+    """Whether a module is the norm above, found out by trying it: some families add 1 to the weight, or round otherwise."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not isinstance(getattr(module, "variance_epsilon", None), float):
+        return False
+    return same(module, norm_of(module), weight.size(-1), weight)
+
+
+def is_gated(module: Any) -> bool:
+    """Whether a module is the feed-forward above, without biases: found out by trying it."""
+    layers: list[Any] = [getattr(module, name, None) for name in GATED]
+    if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
+        return False
+    return same(module, feed_forward_of(module), layers[0].in_features, layers[0].weight)
+
+
+@torch.no_grad()
+def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
+    """Whether two functions of vectors of a width agree; False on the meta device, where nothing can be tried."""
+    if weight.is_meta:
+        return False
+    x = torch.linspace(-2.0, 3.0, 2 * width, device=weight.device).view(1, 2, width).to(weight.dtype)
+    one, other = module(x).float(), fused(x).float()
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=tolerance, atol=tolerance * float(one.abs().max())
+    )

@@ -1,0 +1,109 @@
+"""Norms and feed-forwards in one function each: the numbers of transformers, and less kept for the backward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm, fuse
+
+FUSED = {"qwen2": 7, "qwen3": 7, "llama": 7}  # of two layers: two norms and a feed-forward in each, and the last norm
+
+
+def plain(folder: Path) -> PreTrainedModel:
+    """The model of transformers with norms that do something."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def loss_and_gradients(model: PreTrainedModel, bf16: bool = False) -> tuple[Tensor, Tensor]:
+    ids_BT = torch.randint(4, tiny_models.VOCABULARY, (3, 30), generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=ids_BT, labels=ids_BT).loss
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_loss_and_gradients_are_those_of_transformers(model_type: str, tmp_path: Path) -> None:
+    folder = tiny_models.make(tmp_path / "model", model_type)
+    theirs, ours = plain(folder), plain(folder)
+    assert fuse(ours) == FUSED[model_type]
+    (loss, gradients), (their_loss, their_gradients) = loss_and_gradients(ours), loss_and_gradients(theirs)
+    torch.testing.assert_close(loss, their_loss, rtol=1e-6, atol=1e-6)
+    assert relative(gradients, their_gradients) < 1e-5
+    in_bf16, theirs_in_bf16 = loss_and_gradients(ours, bf16=True)[1], loss_and_gradients(theirs, bf16=True)[1]
+    assert relative(in_bf16, gradients) <= 1.25 * relative(theirs_in_bf16, gradients)
+    ids_BT = torch.arange(12)[None]
+    with torch.no_grad():  # their own code
+        assert torch.equal(ours(input_ids=ids_BT).logits, theirs(input_ids=ids_BT).logits)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt2"])
+def test_what_computes_something_else_is_left_alone(model_type: str, tmp_path: Path) -> None:
+    model = plain(
+        tiny_models.make(tmp_path / "model", model_type, **({"head_dim": 8} if model_type == "gemma2" else {}))
+    )
+    assert fuse(model) == 0
+
+
+def test_a_norm_that_adds_one_to_its_weight_is_not_taken_for_one_that_does_not() -> None:
+    class Norm(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.weight, self.variance_epsilon, self.shift = nn.Parameter(torch.rand(8)), 1e-6, shift
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt() * (self.weight + self.shift)
+
+    for shift, fused in ((0.0, 1), (1.0, 0)):
+        model = nn.Module()
+        model.norm = Norm(shift)
+        assert fuse(model) == fused
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    down, gate, up = numbers(4, 6), numbers(6, 4), numbers(6, 4)
+    assert torch.autograd.gradcheck(GatedFeedForward.apply, (numbers(2, 3, 4), gate, up, down))
+    x, weight = torch.randn(3, 8, generator=generator), torch.rand(8, generator=generator)  # the norm works in fp32
+    x.requires_grad_(), weight.requires_grad_()
+    dy = torch.randn(3, 8, generator=generator)
+    written_out = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+    ours = torch.autograd.grad(RootMeanSquareNorm.apply(x, weight, 1e-6), (x, weight), dy)
+    for one, other in zip(ours, torch.autograd.grad(written_out, (x, weight), dy), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_feed_forward_keeps_two_wide_tensors_for_the_backward_pass() -> None:
+    width, wide, tokens = 16, 256, 32
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    matrices = [torch.randn(wide, width), torch.randn(wide, width), torch.randn(width, wide)]
+    for matrix in matrices:
+        matrix.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        GatedFeedForward.apply(torch.randn(1, tokens, width), *matrices)
+    assert sum(tensor.shape == (tokens, wide) for tensor in kept) == 2
