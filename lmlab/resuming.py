@@ -63,7 +63,7 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     Raises RunError where that exists already.
     """
     checkpoints = saved.folder.absolute().parent
-    if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).is_file():
+    if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
         return checkpoints.parent
     folder = runs_dir / str(saved.state.get("run_id"))
     if folder.exists():

@@ -177,6 +177,33 @@ def test_no_bytes_at_all_make_the_reader_raise(content: bytes, tmp_path_factory:
         assert isinstance(event["event"], str)
 
 
+def test_a_log_that_never_ends_has_no_events(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    assert events.read(tmp_path / "log.jsonl") == []
+
+
+def test_a_line_that_a_full_disk_tore_spoils_no_line_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, log = os.write, events.EventLog(tmp_path / "log.jsonl", "r")
+    log.write("step", 1)
+
+    def half(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", full)
+        return write(descriptor, data[:20])
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(RunError, match="No space left on device"):
+        log.write("step", 2)
+    monkeypatch.setattr(os, "write", write)
+    log.write("run_end", 2)
+    log.close()
+    read = events.read(tmp_path / "log.jsonl")
+    assert [event["event"] for event in read] == ["step", "run_end"]
+    assert read.damaged == 1
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
