@@ -51,10 +51,19 @@ def seconds_to_first_step(folder: str) -> float:
 
 
 def main() -> None:
+    with tempfile.TemporaryDirectory() as models:
+        folder = ("--models-dir", models)
+        subprocess.run([sys.executable, str(MAIN), "import-model", "builtin:tiny-qwen", "--yes", *folder], check=True)
+        measure(folder)
+
+
+def measure(models: tuple[str, str]) -> None:
+    """All commands in turn, so often; models: where a registered one is."""
     light = {
         "--help": ["--help"],
-        "list-models": ["list-models"],
-        "validate-registry": ["validate-registry"],
+        "list-models": ["list-models", *models],
+        "model-info": ["model-info", "tiny-qwen", *models],
+        "validate-registry": ["validate-registry", *models],
     }
     times: dict[str, list[float]] = {name: [] for name in (*light, "first step", "import torch, build a model")}
     for _ in range(ROUNDS + 1):

@@ -24,9 +24,9 @@ BLOCKWISE_KEYS = 512  # up to here bf16 attention on a processor keeps its proba
 QUERIES_AT_ONCE = 64  # in blocks of so many queries, each with the keys up to its end
 LOGITS_AT_ONCE = 1 << 24  # from here on the loss is computed in chunks, `adapters.head.chunked_cross_entropy`
 
-# What the process gains besides tensors when it first trains: parts of torch that the first update imports, and
-# kernels made for this processor. Measured with a model of a few hundred weights.
-LIBRARIES = 100_000_000
+# What the process gains besides tensors when it first trains: kernels made for this processor, and what torch loads for
+# it, to which activation checkpointing adds torch's compiler. Measured with a model of a few hundred weights.
+LIBRARIES, COMPILER = 40_000_000, 70_000_000
 # Between tensors of different lives a heap has holes that no other tensor fits into. With glibc's they come to 0.3 to 0.8
 # of the activations, over the shipped configs in both precisions; they vanish where every tensor is mapped by itself
 # (MALLOC_MMAP_THRESHOLD_=262144). Compare Knuth's fifty-percent rule (The Art of Computer Programming, section 2.5).
@@ -166,7 +166,8 @@ def estimate(
     activations = activation_bytes(shape, config, precision, device)
     # In one backward pass gradients appear as activations go; from a second one on, all of them are there.
     at_once = gradients + activations if config.gradient_accumulation_steps > 1 else max(gradients, activations)
-    libraries, allocator = (LIBRARIES, round(HOLES * activations)) if device == "cpu" else (0, 0)
+    loaded = LIBRARIES + (COMPILER if config.activation_checkpointing or config.compile else 0)
+    libraries, allocator = (loaded, round(HOLES * activations)) if device == "cpu" else (0, 0)
     n_checkpoints, n_at_peak = checkpoints_kept(config)
     log = LOG_LINE * config.max_steps
     tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.max_seq_len

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,26 @@ from torch import Tensor, nn
 from lmlab.checkpoint import Tensors
 from lmlab.config import TrainingConfig
 from lmlab.ranks import is_spread, own_part, own_range
+
+
+class Direct(torch.optim.Optimizer):
+    """Calls the methods themselves, without the wrappers that import torch's compiler at the first call.
+
+    That takes as long as importing torch, and serves those alone who compile the optimizer, too.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Direct, torch.optim.AdamW):
+    """torch's AdamW, called directly."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(Direct, torch.optim.Muon):
+    """torch's Muon, called directly."""
 
 
 def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -34,10 +55,10 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.o
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+    return AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
+class MuonWithAdamW(Direct):
     """Muon for hidden matrices and AdamW for all else, behind one face."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]], config: TrainingConfig) -> None:
@@ -50,7 +71,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             self.optimizers.append(
-                torch.optim.Muon(
+                Muon(
                     matrices,
                     lr=config.learning_rate,
                     weight_decay=config.weight_decay,

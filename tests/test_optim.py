@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -172,3 +174,25 @@ def test_a_schedule_never_rises_after_its_warmup_even_when_that_takes_all(schedu
         assert after == sorted(after, reverse=True)
         assert values[-1] == pytest.approx(0.1)
         assert min(values) > 0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_first_update_does_not_load_the_compiler(kind: str) -> None:
+    """It takes as long to import as torch itself."""
+    code = (
+        "import sys, torch\nfrom lmlab.config import TrainingConfig\nfrom lmlab.optim import create_optimizer\n"
+        f"model = torch.nn.Linear(2, 2)\noptimizer = create_optimizer(model, TrainingConfig(optimizer={kind!r}))\n"
+        "model(torch.ones(1, 2)).sum().backward()\noptimizer.step()\noptimizer.zero_grad()\n"
+        "assert model.weight.grad is None and 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_adamw_called_directly_is_that_of_torch_and_makes_no_graph() -> None:
+    one, other = tiny(), tiny()
+    ours = create_optimizer(one, config(learning_rate=0.01, weight_decay=0.0))
+    theirs = torch.optim.AdamW(other.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    for a, b in zip(train(one, ours, range(5)), train(other, theirs, range(5)), strict=True):
+        assert torch.equal(a, b)
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in one.parameters())

@@ -144,7 +144,7 @@ def test_more_checkpoints_than_the_disk_holds_are_a_warning(tmp_path: Path, corp
 
 
 def test_a_text_too_short_for_the_windows_is_a_warning(tmp_path: Path, corpus: Path):
-    (warning,) = planning.check_config(written(tmp_path, max_seq_len=19_000), corpus).warnings
+    (warning,) = planning.check_config(written(tmp_path, max_seq_len=19_000, batch_size=1), corpus).warnings
     assert warning.startswith("the training split has 19,000 tokens, which do not fill one window of max_seq_len=19000")
     with pytest.raises(DataError, match="too short"):
         lab.build({"max_seq_len": 19_000}, corpus)

@@ -30,7 +30,7 @@ def test_create_model_and_trainer(corpus: Path, straight: Session, defaults: Ses
         assert {name: getattr(model, name) for name in SHAPE} == expected
         check_shapes(model, expected)
 
-        assert type(trainer.optimizer) is torch.optim.AdamW
+        assert isinstance(trainer.optimizer, torch.optim.AdamW)
         held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in model.parameters()}
         for group in trainer.optimizer.param_groups:
