@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm, fuse
 
@@ -74,6 +74,17 @@ def test_a_norm_that_adds_one_to_its_weight_is_not_taken_for_one_that_does_not()
         model = nn.Module()
         model.norm = Norm(shift)
         assert fuse(model) == fused
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_a_model_without_numbers_is_fused_as_the_one_with_them(model_type: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = AutoConfig.for_model(model_type, **tiny_models.CONFIGS[model_type], vocab_size=64, pad_token_id=None)
+    with torch.device("meta"):
+        assert fuse(AutoModelForCausalLM.from_config(config)) == FUSED[model_type]
+    with FakeTensorMode():
+        assert fuse(AutoModelForCausalLM.from_config(config)) == FUSED[model_type]
 
 
 def test_gradients_agree_with_finite_differences() -> None:
