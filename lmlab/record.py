@@ -147,6 +147,10 @@ class Record(History):
         tags = self._remarks().get("tags")
         return [as_text(tag) for tag in tags] if isinstance(tags, list) else []
 
+    def delete(self) -> int:
+        """Delete the run's folder; see `delete_run`."""
+        return delete_run(self.folder)
+
     def set_notes(self, notes: str) -> None:
         """Keep `notes` with the run, in place of those before. Raises RunError where the folder cannot be written."""
         self._remark(lambda remarks: {**remarks, "notes": notes})

@@ -8,7 +8,7 @@ from typing import Any
 from lmlab.record import Record
 from lmlab.words import one_line, size
 
-COLUMNS = ("run", "status", "step", "loss", "val_loss", "model", "data", "size", "tags")
+COLUMNS = ("run", "status", "step", "loss", "val_loss", "best", "model", "data", "size", "tags")
 
 
 def row(run: Record) -> dict[str, Any]:
@@ -19,7 +19,8 @@ def row(run: Record) -> dict[str, Any]:
         "step": run.step,
         "max_steps": run.max_steps,
         "loss": run.last("loss"),
-        "val_loss": run.best.loss if run.best is not None else None,
+        "val_loss": run.last("val_loss"),
+        "best": run.best.loss if run.best is not None else None,
         "model": run.model.get("model_name") or run.model.get("architecture_type"),
         "data": run.start.get("data", {}).get("path") if isinstance(run.start.get("data"), dict) else None,
         "size_bytes": run.size_bytes,
@@ -46,8 +47,7 @@ def cells(values: dict[str, Any]) -> tuple[str, ...]:
         one_line(values["run"], 64),
         values["status"],
         f"{values['step']}/{values['max_steps'] if values['max_steps'] is not None else '?'}",
-        "" if values["loss"] is None else f"{values['loss']:.4f}",
-        "" if values["val_loss"] is None else f"{values['val_loss']:.4f}",
+        *("" if values[name] is None else f"{values[name]:.4f}" for name in ("loss", "val_loss", "best")),
         one_line(values["model"] or "?", 40),
         one_line(str(values["data"] or "?").rsplit("/", 1)[-1], 30),
         size(values["size_bytes"]),

@@ -97,10 +97,11 @@ def compare(
 ) -> Comparison:
     """Curves of several runs by `step`, `tokens` or `seconds`, with a table of config differences and final losses.
 
-    noise: from `noise`, drawn as a band around each validation curve. The storybook's floor is a line.
+    noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, in
+    place of their ids. The storybook's floor is a line.
     """
     figure = plots.compare(runs, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
-    return Comparison(figure, cards.comparison_table(runs, noise))
+    return Comparison(figure, cards.comparison_table(runs, noise, labels))
 
 
 def sweep(

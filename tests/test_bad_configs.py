@@ -166,12 +166,17 @@ def test_several_problems_are_one_line_in_the_order_of_the_file(tmp_path: Path) 
 
 
 def test_the_suggested_number_of_heads_works() -> None:
+    refused = 0
     for d_model in range(2, 70, 2):
         for n_heads in range(1, 70):
             try:
                 TrainingConfig(d_model=d_model, n_heads=n_heads)
             except ConfigError as error:
-                TrainingConfig(d_model=d_model, n_heads=int(str(error).rpartition("try ")[2]))
+                refused += 1
+                suggested = int(str(error).rpartition("try ")[2])
+                assert TrainingConfig(d_model=d_model, n_heads=suggested).n_heads == suggested != n_heads
+    fitting = sum(d_model % (2 * n_heads) == 0 for d_model in range(2, 70, 2) for n_heads in range(1, 70))
+    assert refused == 34 * 69 - fitting
 
 
 @settings(max_examples=300, deadline=None)

@@ -266,7 +266,6 @@ def write_gguf(path: Path, folder: Path) -> None:
 
 
 def test_a_gguf_file_is_stored_as_safetensors_with_equal_logits(models: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
     folder = tiny_models.make(tmp_path / "llama", "llama")
     write_gguf(tmp_path / "Tiny-F32.gguf", folder)
     plans: list[hub.ImportPlan] = []

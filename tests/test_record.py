@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from run_logs import BEGAN, RunWriter, write_run
 
-from lmlab import events
+from lmlab import events, runs_table
 from lmlab.comparison import Difference, comparison, diff, final_loss, smallest_difference
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
@@ -207,7 +207,8 @@ EVENTS = st.builds(
 @example([{"event": "run_start", "time": "9999-12-31T23:59:59-23:59", "config": {"batch_size": 2**70}}])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_event_of_any_shape_raises(tmp_path, logged):
-    from lmlab.views.cards import comparison_table, difference_card, run_card, runs_table
+    from lmlab.views.cards import comparison_table, difference_card, run_card
+    from lmlab.views.cards import runs_table as table_of_runs
     from lmlab.views.live import live_html
 
     log = b"".join(json.dumps(event).encode() + b"\n" for event in logged)
@@ -220,7 +221,7 @@ def test_no_event_of_any_shape_raises(tmp_path, logged):
     record.seconds_left()
     record.to_pandas()
     run_card(record)
-    runs_table([record])
+    table_of_runs([record])
     live_html(record)
     comparison_table([record, record], noise=0.1)
     difference_card(diff(record, record))
@@ -313,6 +314,24 @@ def test_runs_are_found_newest_first(tmp_path):
     (tmp_path / "no-run").mkdir()
     assert [record.run_id for record in find_runs(tmp_path, Record)] == ["a", "c", "b"]
     assert find_runs(tmp_path / "missing", Record) == []
+
+
+def test_the_table_of_runs_tells_the_last_loss_from_the_best(tmp_path):
+    writer = RunWriter(write_run(tmp_path / "overfitted", status=None))
+    writer.event("eval", 41, val_loss=0.5)
+    writer.event("eval", 42, val_loss=1.75)
+    record = Record(tmp_path / "overfitted")
+    heading, line = runs_table.render([record]).splitlines()
+    shown = dict(zip(heading.split(), line.split(), strict=False))
+    assert (shown["val_loss"], shown["best"]) == ("1.7500", "0.5000")
+    assert (runs_table.row(record)["val_loss"], runs_table.row(record)["best"]) == (1.75, 0.5)
+
+
+def test_a_run_deletes_itself(tmp_path):
+    for name in ("gone", "kept"):
+        write_run(tmp_path / name)
+    assert Record(tmp_path / "gone").delete() > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_deleted_run_is_gone_and_nothing_else_is(tmp_path):

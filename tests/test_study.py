@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,10 @@ def test_noise_is_what_the_seeds_alone_make(tiny: Settings, corpus: Path):
 
 def test_compare_shows_a_band_for_the_noise_and_what_differs(run: lab.Run, tiny: Settings, corpus: Path):
     other = lab.run(tiny, corpus, run_name="two", eval_cadence=3, n_heads=4, listeners=[])
-    shown = lab.compare([run, other], noise=100.0)
+    shown = lab.compare([run, other], noise=100.0, labels=["base", "more heads"])
     assert "n_heads" in repr(shown)
     assert "noise of the seed" in repr(shown)
+    assert re.findall(r"^(base|more heads|one|two) ", repr(shown), re.MULTILINE) == ["base", "more heads"]
     assert len(shown.figure.axes) == 2
     assert "lm-figure" in shown._repr_html_()
 

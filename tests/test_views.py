@@ -232,6 +232,15 @@ def test_the_best_run_stands_out_and_noise_is_named(tmp_path):
     assert "differences below 0.0150 nats are noise of the seed; not worth telling from the best: run1" in view.text
 
 
+def test_the_table_calls_the_runs_by_their_labels(tmp_path):
+    runs = [Record(write_run(tmp_path / f"run{i}", loss=lambda step, _, i=i: 2 + i / 100)) for i in range(2)]
+    view = cards.comparison_table(runs, noise=0.015, labels=["wide", "<b>deep"])
+    assert [line.split()[0] for line in view.text.splitlines()[1:3]] == ["wide", "<b>deep"]
+    assert "not worth telling from the best: <b>deep" in view.text
+    assert "run0" not in view.text
+    assert "wide" in assert_harmless(view.html).text
+
+
 def test_a_difference_shows_itself_in_both_forms(tmp_path):
     a, b = Record(write_run(tmp_path / "a")), Record(write_run(tmp_path / "b", seed=1))
     difference = cards.ShownDifference.between(a, b)
@@ -367,6 +376,18 @@ def test_a_chart_draws_what_it_is_given():
     assert len(second) == len(seen.attributes["r"]) == 5
     assert "nothing to draw" in chart([])
     assert "NaN" not in chart([Line("", x, np.full(100, math.nan)), Line("", x, np.full(100, 1e308))])
+
+
+def test_no_curve_runs_through_the_legend():
+    x = np.arange(1.0, 201.0)
+    y = np.where(x < 3, 1e6, 2 + np.sin(x))  # a spike that sticks out, then a curve that fills the height
+    svg = chart([Line("training", x, y)])
+    legend = float(re.findall(r'<text[^>]* y="([\d.]+)"[^>]*><tspan', svg)[0])
+    window = float(re.findall(r'<svg x="44" y="([\d.]+)"', svg)[0])
+    highest = min(float(point.split(",")[1]) for point in re.findall(r'points="([^"]+)"', svg)[0].split()[3:])
+    assert legend + 3 < window <= highest, (
+        "letters reach 3 pixels below their line; the window cuts off what is above it"
+    )
 
 
 def test_the_cost_of_a_chart_does_not_grow_with_the_run():
@@ -674,6 +695,8 @@ def test_what_hooks_measured_is_drawn_by_layer(tmp_path):
     lines = plots.hook_figure(record, "attention_entropy").axes[0].lines
     assert [tuple(line.get_ydata()) for line in lines] == [(1.0, 1.0), (2.0, 2.0), (5.0, 10.0)]
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    legend = plots.hook_figure(record, "attention_entropy").axes[0].get_legend()
+    assert (legend.get_title().get_text(), [text.get_text() for text in legend.get_texts()]) == ("layer", ["0", "1"])
 
 
 def test_a_figure_is_html_too(tmp_path):

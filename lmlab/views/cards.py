@@ -229,10 +229,15 @@ OUTCOME_TITLES = {
 }  # fmt: skip
 
 
-def comparison_table(records: Sequence[History], noise: float | None = None) -> View:
+def comparison_table(
+    records: Sequence[History], noise: float | None = None, labels: Sequence[str] | None = None
+) -> View:
     """Config differences and final losses of runs; the lowest validation loss stands out. noise: the smallest
-    difference worth believing, named below the table, with the runs that the best is not worth telling from."""
+    difference worth believing, named below the table, with the runs that the best is not worth telling from. labels:
+    what the runs are called, else by their ids."""
     rows = comparison(records)
+    if labels is not None:
+        rows = [{**row, "run": label} for row, label in zip(rows, labels, strict=True)]
     keys = list(rows[0]) if rows else ["run"]
     best = min((row["val_loss"] for row in rows if _is_number(row["val_loss"])), default=None)
     text_rows = [{key: _outcome_cell(key, row[key]) for key in keys} for row in rows]

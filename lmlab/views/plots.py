@@ -312,7 +312,8 @@ def _draw_parts(axes: Axes, parts: Mapping[tuple[str, ...], Sequence[tuple[int, 
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colours(groups.index(group) / max(len(groups) - 1, 1)), linewidth=1.4, label=title)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        numbered = all(group and group[0].isdigit() for group in groups)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="layer" if numbered else None)
 
 
 def _numbers(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -331,7 +332,7 @@ def _label_tokens(axes: Axes, tokens: Sequence[str], size: float, *, below: bool
         axes.tick_params(labelbottom=below, labelleft=beside, labelsize=7)
         return
     names = [token_label(token) for token in tokens]
-    fontsize = max(4.5, min(8.0, 44 * size / len(tokens)))
+    fontsize = max(5.0, min(9.0, 62 * size / len(tokens)))
     upright = all(len(name) <= 1 for name in names)
     places = range(len(names))
     axes.set_xticks(places, names if below else [""] * len(names), rotation=0 if upright else 90, fontsize=fontsize)

@@ -12,7 +12,8 @@ from lmlab.views.curves import Floats, thin, ticks, value_range
 from lmlab.views.html import element, escape
 from lmlab.views.theme import N_COLOURS
 
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 30  # margins of a chart, for its labels
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 26, 30  # margins of a chart, for its labels and, on top, the legend
+OVER = 6  # what sticks out at the top is drawn this far above the highest level
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def chart(
     inside = "".join(_curve(line, frame) for line in drawn) + _floor(floor, frame)
     # A nested svg cuts off what sticks out, without an id that two outputs might share.
     window = element(
-        "svg", inside, x=LEFT, y=0, width=width - LEFT, height=height - BOTTOM + 4,
-        viewBox=f"{LEFT} 0 {width - LEFT} {height - BOTTOM + 4}", style="overflow:hidden",
+        "svg", inside, x=LEFT, y=TOP - OVER, width=width - LEFT, height=height - BOTTOM - TOP + OVER + 4,
+        viewBox=f"{LEFT} {TOP - OVER} {width - LEFT} {height - BOTTOM - TOP + OVER + 4}", style="overflow:hidden",
     )  # fmt: skip
     content = _axes(frame, x_label, format_x) + window + _legend(drawn, y_label, frame)
     return element("svg", content, width=width, height=height, viewBox=f"0 0 {width} {height}", role="img")
@@ -159,5 +160,5 @@ def _legend(lines: Sequence[Line], y_label: str, frame: Frame) -> str:
     """Labels at the top right, in the colours of their curves, before the name of what is measured."""
     parts = [element("tspan", escape(line.label), fill=line.paint) for line in lines if line.label]
     return element(
-        "text", "\u2003".join([*parts, escape(y_label)]), x=frame.width - RIGHT, y=TOP + 8, **{"text-anchor": "end"}
+        "text", "\u2003".join([*parts, escape(y_label)]), x=frame.width - RIGHT, y=TOP - 14, **{"text-anchor": "end"}
     )
