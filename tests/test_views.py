@@ -241,6 +241,16 @@ def test_the_table_calls_the_runs_by_their_labels(tmp_path):
     assert "wide" in assert_harmless(view.html).text
 
 
+@pytest.mark.parametrize(("n_varied", "losses_first"), [(2, False), (9, True)])
+def test_the_losses_of_a_comparison_are_not_pushed_out_of_sight(tmp_path, n_varied, losses_first):
+    configs = [{f"field_{number}": value for number in range(n_varied)} for value in (1, 2)]
+    runs = [Record(write_run(tmp_path / f"run{i}", config=config)) for i, config in enumerate(configs)]
+    heading = cards.comparison_table(runs).text.splitlines()[0]
+    assert heading.startswith("Run")
+    assert all(f"field_{number}" in heading for number in range(n_varied))
+    assert (heading.index("Validation loss") < heading.index("field_0")) == losses_first
+
+
 def test_a_difference_shows_itself_in_both_forms(tmp_path):
     a, b = Record(write_run(tmp_path / "a")), Record(write_run(tmp_path / "b", seed=1))
     difference = cards.ShownDifference.between(a, b)

@@ -27,6 +27,7 @@ from lmlab.views.svg import sparkline
 STATUS_CSS = {"running": "lm-busy", "completed": "lm-good", "diverged": "lm-bad", "failed": "lm-bad"}
 LONGEST_SAMPLE = 2000
 SHOWN_WARNINGS = 3
+MOST_VARIED = 4  # config fields that stand before the losses in a comparison
 
 
 def pill(status: str) -> str:
@@ -234,11 +235,14 @@ def comparison_table(
 ) -> View:
     """Config differences and final losses of runs; the lowest validation loss stands out. noise: the smallest
     difference worth believing, named below the table, with the runs that the best is not worth telling from. labels:
-    what the runs are called, else by their ids."""
+    what the runs are called, else by their ids. Config fields stand before the losses while they are few."""
     rows = comparison(records)
     if labels is not None:
         rows = [{**row, "run": label} for row, label in zip(rows, labels, strict=True)]
     keys = list(rows[0]) if rows else ["run"]
+    varied = [key for key in keys if key not in OUTCOME_TITLES]
+    if len(varied) > MOST_VARIED:  # a wide table is cut off at the right, where the losses should not stand
+        keys = [key for key in keys if key in OUTCOME_TITLES] + varied
     best = min((row["val_loss"] for row in rows if _is_number(row["val_loss"])), default=None)
     text_rows = [{key: _outcome_cell(key, row[key]) for key in keys} for row in rows]
     html_rows = [{key: escape(cell) for key, cell in row.items()} for row in text_rows]
