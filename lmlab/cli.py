@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         options = parse(arguments)
+        if options.command is not None:
+            refuse_ranks(options.command)
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk, a folder that may not be written: nothing to report to us
         where = f"{error.filename}: " if error.filename else ""
-        return report(f"{where}{error.strerror or error}; check the disk and its permissions", 1)
+        return report(f"{where}{error.strerror or error}; check the disk and its permissions", 1, error)
     except Exception as error:  # whatever we did not foresee is one line, too
         what = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
         return report(f"{what[:300]}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1, error)
@@ -62,10 +64,8 @@ def report(message: str, status: int, error: Exception | None = None) -> int:
 
     Under torchrun the line says which rank it comes from, and torchrun is told of the error.
     """
-    if "TORCHELASTIC_ERROR_FILE" in os.environ and error is not None:
-        from lmlab.ranks import record_failure
-
-        record_failure(error)
+    under_torchrun = "TORCHELASTIC_ERROR_FILE" in os.environ and error is not None
+    if under_torchrun:
         message = f"rank {os.environ.get('RANK')}: {message}"
     if os.environ.get("LMLAB_DEBUG") == "1":
         import traceback
@@ -73,8 +73,21 @@ def report(message: str, status: int, error: Exception | None = None) -> int:
         traceback.print_exc()
     from lmlab.problems import escaped
 
-    print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr)
+    print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    if under_torchrun and error is not None:
+        from lmlab.ranks import record_failure
+
+        record_failure(error)
     return status
+
+
+def refuse_ranks(command: str) -> None:
+    """Raise UsageError for a command that several processes of torchrun would each do: they only train together."""
+    if "RANK" in os.environ:
+        from lmlab.ranks import is_launched
+
+        if is_launched():
+            raise UsageError(f"{command} is done by one process; start it without torchrun")
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def build(
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     origin = loading.origin_of(config, models_dir)
     corpus = load_corpus(data)
+    world.agree("text to train on", corpus.sha256)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
     adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir).to(devices.pick_device())
@@ -174,14 +175,14 @@ def execute(
 
     A run that is to be registered under a name is, once it completes, whether in one session or in several.
     """
-    if listeners is None:
+    if listeners is None and trainer.world.leads:
         from lmlab.views.live import live_listener
 
         listeners = [live_listener(trainer.config.max_steps, trainer.folder)]
-    received = train(trainer, listeners=listeners, resumed_from=resumed_from, warnings=warnings)
+    received = train(trainer, listeners=listeners or (), resumed_from=resumed_from, warnings=warnings)
     assert trainer.folder is not None
     finished = Run(trainer.folder, trainer=trainer, stopped_by=received)
-    if finished.status == "completed":
+    if trainer.finished:  # every rank knows that, while another's log may take its time over a network
         register_if_promised(finished, trainer, models_dir)
     return finished
 
@@ -272,6 +273,7 @@ def branch(
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     seed = choose_seed(merged, world)
     corpus = same_corpus(saved, None) if data is None else load_corpus(data)
+    world.agree("text to train on", corpus.sha256)
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
     adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
@@ -357,7 +359,8 @@ class Run(Record):
         self.stopped_by, self.was_done = stopped_by, was_done
         self.registered_as: str | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
-        if trainer is not None and trainer.tokenizer is not None:
+        whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights
+        if whole and trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None
             if before is not None:
                 before._held = None

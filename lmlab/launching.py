@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import torch
+
 from lmlab.config import find_runs_dir
-from lmlab.errors import RunError
+from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
 from lmlab.record import LOG
 
@@ -33,6 +36,8 @@ def launch(
     `.RUN.out` beside the run's folder. `attach` shows it from anywhere, `Run.stop` asks it to save and end. Raises
     ConfigError, and RunError with the process's own message where it does not start.
     """
+    if processes < 1:
+        raise UsageError(f"processes={processes} cannot train; give 1 or more")
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +58,17 @@ def launch(
     for name, value in resolved.to_dict().items():
         command += [] if value == defaults[name] else ["--set", f"{name}={json.dumps(value)}"]
     output = folder.parent / f".{folder.name}.out"
+    environment = dict(os.environ)
+    if processes > 1:  # else torchrun gives each one thread, whatever the machine has
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie behind when it ends
     wait_for_start(process, folder, output)
@@ -69,7 +82,8 @@ def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path)
     while not (log.exists() and b"\n" in log.read_bytes()):
         if process.poll() is not None:
             said = output.read_text("utf-8", "replace").strip().splitlines()
-            reason = said[-1].removeprefix("error: ") if said else f"it ended with status {process.returncode}"
+            errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+            reason = (errors or said[-1:] or [f"it ended with status {process.returncode}"])[0]
             raise RunError(f"the run {folder.name} did not start: {reason}")
         if time.monotonic() > deadline:
             raise RunError(f"the run {folder.name} has not started after {START_SECONDS:.0f} s; see {output}")

@@ -56,6 +56,7 @@ def spread(adapter: BaseAdapter, config: TrainingConfig) -> BaseAdapter:
     Before the optimizer is made, which then keeps state for a rank's own rows alone. Raises ConfigError.
     """
     world, device = ranks.join(), next(adapter.parameters()).device
+    world.agree("config", config.config_hash)
     if strategy_for(config, adapter.n_parameters(), device, world.size) == "fsdp":
         deal_out(adapter)
     return adapter

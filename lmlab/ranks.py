@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from lmlab.errors import LabError, RankError, UsageError
 
 TIMEOUT = 600.0  # seconds after which a rank that does not answer is given up; LMLAB_RANK_TIMEOUT sets another number
+CAUSE_FIRST = 1.5  # seconds for which a rank that only lost another one lets that one speak first
 LOST = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|timed out|store|socket", re.IGNORECASE)
 
 
@@ -90,22 +94,29 @@ class World:
         try:
             value = str(work())
         except BaseException as error:
-            self.text(f"!{error}")
+            with contextlib.suppress(RuntimeError):  # where others have died, this is still what went wrong here
+                self.text(f"!{error}")
             raise
         self.text(f"={value}")
         return value
 
+    def agree(self, what: str, value: str) -> None:
+        """Make sure that this rank was given what rank 0 was. Raises UsageError where it was not."""
+        first = self.text(value)
+        if first != value:
+            raise UsageError(
+                f"rank {self.rank} was given another {what} than rank 0 ({value[:16]}, not {first[:16]}); give all the same"
+            )
+
     def all(self, work: Callable[[], Any]) -> None:
         """Each rank's part of a common work. Where one fails, every rank raises: its own error, or RankError."""
-        failure: BaseException | None = None
         try:
             work()
-        except BaseException as error:
-            failure = error
-        failed = self.any(failure is not None)
-        if failure is not None:
-            raise failure
-        if failed:
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                self.any(True)
+            raise
+        if self.any(False):
             raise RankError("another rank could not go on; its own message says why")
 
     def share(self, count: int) -> slice:
@@ -179,8 +190,13 @@ def losses_as_errors() -> Iterator[None]:
 
 
 def record_failure(error: BaseException) -> None:
-    """Tell torchrun why this process fails, in the error file that it names, so that it can show the first cause."""
+    """Tell torchrun why this process fails, in the error file that it names, so that it can show the first cause.
+
+    It shows what failed first by whole seconds: who only lost another rank waits until that one's failure is seen.
+    """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        if isinstance(error, RankError):
+            time.sleep(CAUSE_FIRST)
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         handler = get_error_handler()
@@ -192,8 +208,10 @@ def launcher() -> str | None:
     """What tells one start of torchrun from all others, the same for the processes that it starts again; None alone."""
     if not is_launched():
         return None
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return job if job != "none" else f"{os.uname().nodename}:{os.getppid()}"
+    job, error_file = os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if job == "none" and error_file is not None:  # `FOLDER OF THIS START/attempt_0/RANK/error.json`
+        return str(Path(error_file).parents[2])
+    return job if job != "none" else f"{platform.node()}:{os.getppid()}"
 
 
 def may_restart() -> bool:

@@ -66,8 +66,6 @@ def train(
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
-                if resumed_from is None and ranks.may_restart():
-                    trainer.save_checkpoint()  # for those that torchrun starts again before the first cadence
                 status = trainer.fit(should_stop=lambda: world.any(signals()))
             log.sync()
         except BaseException as error:
@@ -77,7 +75,8 @@ def train(
         finally:
             trainer.listeners, trainer.before_saving = outside, None
             log.close()
-    return signals.received if status == "stopped" else None
+    world.barrier()  # now anyone may read the whole log
+    return (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may have been asked
 
 
 def step_back(folder: Path, trainer: Trainer) -> str:

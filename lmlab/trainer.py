@@ -196,6 +196,8 @@ class Trainer:
         try:
             if self.config.eval_cadence is not None and self.step == 0 and self._last.get("eval") != 0:
                 self.evaluate()
+            if self.step == 0 and self.folder is not None and ranks.may_restart() and self._last.get("checkpoint") != 0:
+                self.save_checkpoint()  # for those that torchrun starts again before the first cadence
             while not (self.finished or should_stop()):
                 batch = next(batches, None)
                 if batch is None:
@@ -334,6 +336,7 @@ class Trainer:
             **facts,
             "data": {**facts.get("data", {}), "position": self.position},
             "threads": torch.get_num_threads(),
+            "world_size": self.world.size,
             "device": self.device.type,
             "precision": self.precision,
             "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
@@ -397,13 +400,14 @@ class Trainer:
 
         path: the folder, or what `checkpoint.load` made of it. config: replaces the saved one, for what the user changes
         on resume. Further arguments as for the constructor. Sets the number of threads to that of the run, on which the
-        order of sums depends. Raises CheckpointError.
+        order of sums depends, if as many processes train as did. Raises CheckpointError.
         """
         saved = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.load(path)
         state = saved.state
         try:
             own_config = TrainingConfig.from_dict(state["config"], source=str(saved.folder / "state.json"))
-            devices.set_threads(int(state["threads"]))
+            if ranks.join().size == state.get("world_size", 1):
+                devices.set_threads(int(state["threads"]))
             adapter = load_adapter(saved.folder).to(device or devices.pick_device())
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
             if tokenizer is not None:
@@ -446,8 +450,8 @@ class Trainer:
 
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
-    "version", "step", "config", "seed", "threads", "device", "precision", "tokenizer", "decay_steps", "best_val_loss",
-    "best_saved_loss", "evaluations_without_improvement",
+    "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "decay_steps",
+    "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
 
 

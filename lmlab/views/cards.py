@@ -79,6 +79,14 @@ def speed_of(history: History) -> float | None:
     return float(np.median(speeds[-20:])) if len(speeds) else None
 
 
+def processors(start: Mapping[str, Any]) -> str:
+    """How many threads and processes a run trains on: `2 threads`, `2 threads in each of 4 processes (ddp, gloo)`."""
+    threads, world_size = f"{words.plain(start.get('threads'))} threads", start.get("world_size")
+    if not isinstance(world_size, int) or world_size == 1:
+        return threads
+    return f"{threads} in each of {world_size} processes ({as_text(start.get('strategy'))}, {as_text(start.get('backend'))})"
+
+
 def facts_of(history: History) -> dict[str, tuple[str, str | None]]:
     """What a card says of a run: name to value and a note to hover on."""
     start, model, best = history.start, history.model, history.best
@@ -90,7 +98,7 @@ def facts_of(history: History) -> dict[str, tuple[str, str | None]]:
         "Model": (model_of(history), as_text(model.get("model_id")) or None),
         "Parameters": (words.count(parameters) if isinstance(parameters, int) else words.DASH, words.plain(parameters)),
         "Data": (Path(as_text(data.get("path")) or words.DASH).name, f"sha256 {as_text(data.get('sha256'))}"),
-        "Device": (device or words.DASH, f"{words.plain(start.get('threads'))} threads"),
+        "Device": (device or words.DASH, processors(start)),
         "Step": (words.step_of(history.step, history.max_steps), f"{history.tokens:,} tokens seen"),
         "Time": (words.duration(history.seconds), None),
         "Tokens/s": (words.count(speed_of(history)), "median of the last 20 steps"),

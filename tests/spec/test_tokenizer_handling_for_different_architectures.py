@@ -17,6 +17,7 @@ from lmlab import (
     build,
     load_tokenizer,
 )
+from lmlab.corpus import load_text
 from lmlab.sampling import write_samples
 
 
@@ -46,7 +47,7 @@ def test_use_model_s_native_tokenizer(qwen: Lab, tuned: Session, corpus: Path) -
 def test_use_char_level_tokenizer_for_custom_transformer(straight: Session, corpus: Path) -> None:
     """WHEN the custom Transformer is used THEN the tokenizer is character-level as before."""
     text = corpus.read_text(encoding="utf-8")
-    tokenizer = load_tokenizer(TrainingConfig(), text)
+    tokenizer = load_tokenizer(TrainingConfig(), load_text(corpus))
     assert isinstance(tokenizer, CharTokenizer)
     characters = sorted(set(text))
     assert tokenizer.encode(text).tolist() == [characters.index(c) for c in text]

@@ -1,0 +1,95 @@
+"""torchrun for tests: several processes on this machine, none of which is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = ROOT / "main.py"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        children = parents.get(pending.pop(), [])
+        found += children
+        pending += children
+    return found
+
+
+def ranks_of(torchrun: int) -> dict[int, Callable[[int], bool]]:
+    """The ranks that a torchrun has started and that live: each takes a signal, and says whether it was there to get it."""
+    found: dict[int, Callable[[int], bool]] = {}
+    for pid in descendants(torchrun):
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            rank = next((entry[5:] for entry in environment if entry.startswith(b"RANK=")), None)
+            if rank is not None:
+                found.setdefault(int(rank), functools.partial(signalled, pid))  # not what a rank has started
+    return found
+
+
+def signalled(pid: int, number: int) -> bool:
+    """Whether a process was there to get a signal."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def started(
+    size: int, script: Path, *arguments: object, max_restarts: int = 0, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`torchrun --nproc-per-node SIZE SCRIPT ...` while the block lasts; what is left of it then is killed."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    command = [sys.executable, *torchrun, f"--max-restarts={max_restarts}", str(script), *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for pid in (*descendants(process.pid), process.pid):  # its ranks are in sessions of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def torchrun(
+    size: int, script: Path, *arguments: object, timeout: float = 120, max_restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end. Raises subprocess.TimeoutExpired where it hangs."""
+    with started(size, script, *arguments, max_restarts=max_restarts, **environment) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def worked(
+    size: int, script: Path, *arguments: object, timeout: float = 120, max_restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The same, of what is to end well."""
+    done = torchrun(size, script, *arguments, timeout=timeout, max_restarts=max_restarts, **environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done
