@@ -340,10 +340,19 @@ def verify_resume(options: argparse.Namespace) -> int:
 
 
 def validate_config(options: argparse.Namespace) -> int:
-    """Check a config and print what it will cost."""
+    """Check a config and print what it will cost, alone or in several processes."""
     from lmlab import planning
 
-    print(planning.check_config(options.path, options.data, models_dir=options.models_dir))
+    report = planning.check_config(
+        options.path,
+        options.data,
+        models_dir=options.models_dir,
+        world_size=options.world_size,
+        strategy=options.strategy,
+        device_name=options.device,
+        **settings(options),
+    )
+    print(report)
     return 0
 
 

@@ -18,8 +18,18 @@ from lmlab.errors import UsageError
 
 WELL_ABOVE = 1.5  # rates are either two times apart or more, or bf16 is the slower one: noise does not cross this
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-# Dense bf16 peak of common accelerators in TFLOP/s, from the makers' data sheets; keys are parts of device names.
-ACCELERATOR_PEAK = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "L4": 121, "4090": 165, "3090": 71}
+# Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are parts of
+# device names.
+ACCELERATORS = {
+    "B200": (2250, 180),
+    "H200": (989, 141),
+    "H100": (989, 80),
+    "A100": (312, 80),
+    "L40": (181, 48),
+    "L4": (121, 24),
+    "4090": (165, 24),
+    "3090": (71, 24),
+}
 
 
 def pick_device() -> torch.device:
@@ -163,7 +173,7 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     """
     if device.type == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name(device)
-        for part, teraflops in ACCELERATOR_PEAK.items():
+        for part, (teraflops, _) in ACCELERATORS.items():
             if part in name:
                 return teraflops * 1e12
     n = 1024 if device.type == "cpu" else 4096

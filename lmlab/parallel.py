@@ -24,10 +24,10 @@ FULLEST = 0.8  # share of a device's memory that these may take; the rest is for
 FORWARD = ("logits", "hidden_states", "unembed", "attentions")  # what runs the model besides `forward`
 
 
-def strategy_for(config: TrainingConfig, n_parameters: int, device: torch.device, world_size: int) -> str | None:
+def strategy_for(config: TrainingConfig, n_parameters: int, memory: int | None, world_size: int) -> str | None:
     """`ddp` or `fsdp` for a run of that many processes; None for one alone. Raises ConfigError on what cannot be.
 
-    `parallel: auto` is `ddp` where weights, gradients and optimizer fit one device, or its share of the machine.
+    `parallel: auto` is `ddp` where weights, gradients and optimizer fit in `memory`, the bytes that each process has.
     """
     if world_size == 1:
         return None
@@ -38,9 +38,6 @@ def strategy_for(config: TrainingConfig, n_parameters: int, device: torch.device
         )
     strategy = config.parallel
     if strategy == "auto":
-        memory = devices.memory_of(device)
-        if memory is not None and device.type == "cpu":
-            memory //= world_size  # gloo's ranks share a machine more often than not
         fits = memory is None or n_parameters * BYTES_PER_WEIGHT <= FULLEST * memory
         strategy = "ddp" if fits else "fsdp"
     if strategy == "fsdp" and config.optimizer == "muon":
@@ -57,9 +54,17 @@ def spread(adapter: BaseAdapter, config: TrainingConfig) -> BaseAdapter:
     """
     world, device = ranks.join(), next(adapter.parameters()).device
     world.agree("config", config.config_hash)
-    if strategy_for(config, adapter.n_parameters(), device, world.size) == "fsdp":
+    if strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size) == "fsdp":
         deal_out(adapter)
     return adapter
+
+
+def memory_for_each(device: torch.device, world_size: int) -> int | None:
+    """Bytes that each of the processes has: an accelerator's, or its share of a machine. None where not known."""
+    memory = devices.memory_of(device)
+    if memory is not None and device.type == "cpu":
+        memory //= world_size  # gloo's ranks share a machine more often than not
+    return memory
 
 
 def deal_out(adapter: BaseAdapter, mesh: Any = None) -> None:
@@ -87,8 +92,11 @@ def strategy_of(adapter: BaseAdapter, world: ranks.World) -> str | None:
     return "fsdp" if any(ranks.is_spread(p) for p in adapter.parameters()) else "ddp"
 
 
-def replicate(adapter: BaseAdapter, world: ranks.World) -> nn.Module:
-    """What a training step calls for its loss: the adapter, in DDP where it is copied to several ranks."""
+def replicate(adapter: BaseAdapter, world: ranks.World, *, rehearsed: bool = False) -> nn.Module:
+    """What a training step calls for its loss: the adapter, in DDP where it is copied to several ranks.
+
+    rehearsed: leave out what needs the others' numbers, the comparison of weights and the order of buckets.
+    """
     if strategy_of(adapter, world) != "ddp":
         return adapter
     engine: Any = nn.parallel.DistributedDataParallel
@@ -96,16 +104,18 @@ def replicate(adapter: BaseAdapter, world: ranks.World) -> nn.Module:
     sync = (
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     )  # its name before torch 2.13
-    replica = engine(adapter, gradient_as_bucket_view=True, **{sync: False})  # buffers are tables, alike on all ranks
+    replica = engine(adapter, gradient_as_bucket_view=True, init_sync=not rehearsed, **{sync: False})  # buffers: alike
     replica.register_comm_hook(None, lambda _, bucket: summed(bucket))
-    order_buckets(replica, adapter)
+    if not rehearsed:
+        order_buckets(replica, adapter)
     return replica
 
 
 def summed(bucket: Any) -> torch.futures.Future[Tensor]:
     """A bucket of gradients summed over the ranks, where DDP by itself takes the mean."""
-    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
+    gradients = bucket.buffer()
+    work = torch.distributed.all_reduce(gradients, async_op=True)
+    return work.get_future().then(lambda _: gradients)
 
 
 def order_buckets(replica: nn.Module, adapter: BaseAdapter) -> None:

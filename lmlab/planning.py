@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
 from lmlab.data import split_corpus
-from lmlab.errors import TokenizerError
+from lmlab.errors import TokenizerError, UsageError
 from lmlab.memory import Estimate
 from lmlab.registry import Registry
 from lmlab.session import ignored_settings
+from lmlab.together import Together, plan_together
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -90,10 +92,14 @@ class Report:
     precision: str
     estimate: Estimate
     warnings: tuple[str, ...]
+    together: Together | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.path} is a valid config"]
-        lines += [f"  {name:<12} {text}" for name, text in self._rows().items()]
+        rows = self._rows()
+        if self.together is not None:
+            rows = {name: text for name, text in rows.items() if name not in ("memory", "time")} | self.together.rows()
+        lines += [f"  {name:<12} {text}" for name, text in rows.items()]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
     def _rows(self) -> dict[str, str]:
@@ -120,13 +126,26 @@ class Report:
         }
 
 
-def check_config(path: str | Path, data: str | Path | None = None, *, models_dir: str | Path | None = None) -> Report:
+def check_config(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    models_dir: str | Path | None = None,
+    world_size: int | None = None,
+    strategy: str | None = None,
+    device_name: str | None = None,
+    **overrides: Any,
+) -> Report:
     """Check a config file with the text and the model it would be run with, and say what that takes.
 
-    Nothing is trained, and no weights are made or read. data: as for `lab.build`. Raises the LabError that training
-    would begin with: ConfigError, ModelNotFound, DataError, TokenizerError, CheckpointError.
+    Nothing is trained, and no weights are made or read. data, overrides: as for `lab.build`. world_size: plan for as
+    many processes instead, as `plan_together` does with `strategy` and `device_name`. Raises the LabError that training
+    would begin with: ConfigError, ModelNotFound, DataError, TokenizerError, CheckpointError; UsageError on a wrong plan.
     """
+    if world_size is None and (strategy, device_name) != (None, None):
+        raise UsageError("--strategy and --device are of a plan for several processes; give --world-size, too")
     config = TrainingConfig.from_yaml(path)
+    config = config.updated(**overrides) if overrides else config
     hooks.activate(config.hooks)
     if config.model_name is not None:
         Registry(models_dir).path(config.model_name)
@@ -136,11 +155,15 @@ def check_config(path: str | Path, data: str | Path | None = None, *, models_dir
     adapter = outline(config, tokenizer, models_dir)
     device = devices.pick_device()
     found = estimate(adapter, config, device, len(train_ids), len(val_ids))
+    together = None
+    if world_size is not None:
+        make = partial(outline, config, tokenizer, models_dir, device="cpu")
+        together = plan_together(adapter, make, config, world_size, strategy, device_name)
     warnings = [
         *ignored_settings(config),
         *data_warnings(config, tokenizer, len(train_ids), len(val_ids)),
-        beyond(found.memory, devices.memory_of(device)),
-        disk_warning(found),
+        *([beyond(found.memory, devices.memory_of(device))] if together is None else together.warnings()),
+        disk_warning(found) if device_name is None else "",
     ]
     return Report(
         path=find_file(path),
@@ -151,26 +174,32 @@ def check_config(path: str | Path, data: str | Path | None = None, *, models_dir
         precision=devices.resolve_precision(config.precision, device),
         estimate=found,
         warnings=tuple(warning for warning in warnings if warning),
+        together=together,
     )
 
 
-def outline(config: TrainingConfig, tokenizer: Tokenizer, models_dir: str | Path | None = None) -> BaseAdapter:
-    """The model of a config on the meta device, with shapes but no weights. Raises what `load_model` raises."""
+def outline(
+    config: TrainingConfig, tokenizer: Tokenizer, models_dir: str | Path | None = None, *, device: str = "meta"
+) -> BaseAdapter:
+    """The model of a config with shapes but no weights, on the meta device. Raises what `load_model` raises.
+
+    device: another one where tensors have no content anyhow, under PyTorch's fake tensors.
+    """
     adapter: BaseAdapter
     if config.model_name is None:
-        with torch.device("meta"):
+        with torch.device(device):
             return loading.load_model(config, tokenizer)
     registry = Registry(models_dir)
     folder = registry.path(config.model_name)
     if registry.get(config.model_name).architecture_type == CustomTransformerAdapter.architecture_type:
-        with torch.device("meta"):
+        with torch.device(device):
             adapter = CustomTransformerAdapter(Transformer(**load_architecture(folder / "config.json")))
     else:
         from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds
         from lmlab.adapters.pretrained import model_class, quiet, read_config
 
         architecture = read_config(folder)
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device(device):
             adapter = adapter_for(architecture.model_type)(model_class(architecture)(architecture))
     loading.fit(adapter, tokenizer, config)
     return adapter

@@ -107,6 +107,9 @@ class BaseAdapter(nn.Module, ABC):
     def settle(self) -> None:
         """Find out now what is else found out at the first use, by trying the model."""
 
+    def settle_untried(self) -> None:
+        """Settle without trying, for a model that has shapes but no numbers: by what holds for every model."""
+
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
         """The same as `loss`: what wrappers for data-parallel training call."""
         return self.loss(inputs_BT, targets_BT, reduction)

@@ -99,6 +99,12 @@ class CausalLMAdapter(BaseAdapter):
         self._shaping()
         self._packs()
 
+    def settle_untried(self) -> None:
+        """Settle without trying, for a model that has shapes but no numbers: by what holds for every model."""
+        self.shaping = False if self.shaping is None else self.shaping
+        self.packs = bool(self.packs)
+        self.end_of_text_id = None
+
     def _shaping(self) -> Shaping | Literal[False]:
         if self.shaping is None:
             self.shaping = shaping_of(self.model) or False
