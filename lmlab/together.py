@@ -69,7 +69,7 @@ class Together:
         libraries = f", libraries {size(s.libraries)}, allocator {size(s.allocator)}" if s.libraries else ""
         found = {
             "processes": f"{s.world_size} × {self.target.name} ({self.target.precision}), {s.strategy}; "
-            f"{windows} windows of a micro-batch each",
+            f"{windows} window{'s' * (most > 1)} of a micro-batch each",
             "each holds": f"about {size(s.memory)}{room} at the peak: {parts}, activations {size(s.activations)}"
             f"{libraries}; before the first step {size(s.start)}",
             "each sends": f"{size(s.sent)} an update, in fp32: {self._sent()}",

@@ -179,7 +179,7 @@ def test_the_report_says_it_from_the_command_line(lab_command, tmp_path: Path, c
     added = set(done.stdout.splitlines()) - set(plain.stdout.splitlines())
     words = "\n".join(line for line in done.stdout.splitlines() if line in added)
     for part in (
-        "processes    128 × H100 (fp32), fsdp; 1 windows of a micro-batch each",
+        "processes    128 × H100 (fp32), fsdp; 1 window of a micro-batch each",
         " of 80 GB at the peak: weights ",
         ", gathered ",
         " an update, in fp32: weights gathered ",
