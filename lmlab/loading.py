@@ -18,6 +18,7 @@ from lmlab.files import describe_os_error, read_json
 from lmlab.registry import Registry
 from lmlab.tokenizers import CharTokenizer, Tokenizer
 from lmlab.transformer import Transformer
+from lmlab.words import one_line
 
 
 def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
@@ -55,7 +56,7 @@ def load_tokenizer(
         return Tokenizer.load(registry.verify(override, weights=False))
     folder = find_file(override)
     if not folder.is_dir():
-        known = ", ".join(registry.names()) or "none"
+        known = ", ".join(map(one_line, registry.names())) or "none"
         raise TokenizerError(
             f"tokenizer_override: {override!r} is neither `char`, nor a folder, nor a registered model (there are: {known})"
         )

@@ -33,6 +33,7 @@ from lmlab.files import (
     tree_size,
     write_atomic,
 )
+from lmlab.words import one_line
 
 REGISTRY_FILE = "registry.json"
 VERSION = 1
@@ -161,7 +162,11 @@ class Registry:
         """The entry of that name. Raises ModelNotFound listing what there is, RegistryError on a damaged entry."""
         models = self._read()
         if name not in models:
-            known = f"are: {', '.join(models)}" if models else "are none yet; get one with `import-model SOURCE`"
+            known = (
+                f"are: {', '.join(map(one_line, models))}"
+                if models
+                else "are none yet; get one with `import-model SOURCE`"
+            )
             raise ModelNotFound(f"no model {name!r} in {self.file}; there {known}")
         flaw = self._flaw(name, models[name])
         if flaw is not None:

@@ -102,6 +102,12 @@ def test_a_missing_model_is_named_with_those_that_exist(tmp_path: Path) -> None:
         registry.path("qwen")
 
 
+def test_a_name_that_is_none_stays_on_its_line(tmp_path: Path) -> None:
+    (tmp_path / "registry.json").write_text('{"version": 1, "models": {"a\\nb\\u001b[31m": 3}}')
+    with pytest.raises(ModelNotFound, match=r"there are: a b\?\[31m$"):
+        Registry(tmp_path).get("tiny")
+
+
 def test_missing_and_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     register(registry, "tiny")
