@@ -285,7 +285,7 @@ class Registry:
         for path in sorted(self.models_dir.iterdir()):
             temporary = TEMPORARY.match(path.name)
             if temporary:
-                if path.name.startswith(f".{REGISTRY_FILE}.") or not is_alive(int(temporary[1])):
+                if temporary[1] == REGISTRY_FILE or not is_alive(int(temporary[2])):
                     yield path, "is left over from a process that died"
             elif path.name.startswith((PARTIAL, IMPORT_LOCK)):
                 name = path.name.removeprefix(PARTIAL).removeprefix(IMPORT_LOCK).removesuffix(".lock")
