@@ -284,7 +284,7 @@ def opened(folder: Path) -> Checkpoint:
         state = read_json(folder / "state.json")
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename or folder}: {describe_os_error(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'state.json'} is damaged: it is not JSON") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise CheckpointError(f"{folder / 'state.json'} is no state of a run: it names no step")

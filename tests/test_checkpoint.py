@@ -251,7 +251,7 @@ def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
             checkpoint.load(tmp_path)
-    for state in (b"[]", b"{}", b'{"step": "3"}', b"nonsense"):
+    for state in (b"[]", b"{}", b'{"step": "3"}', b"nonsense", b"[" * 10**5):
         (tmp_path / "state.json").write_bytes(state)
         files.write_atomic(tmp_path / "manifest.json", files.dump_json(checkpoint.manifest(tmp_path)))
         with pytest.raises(CheckpointError, match=r"state\.json is"):
