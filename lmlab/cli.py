@@ -21,6 +21,10 @@ def program() -> NoReturn:
     """`main` as a process of its own. By the time it returns all is saved: an interrupt while it ends says no more."""
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "RANK" in os.environ:
+        from lmlab.ranks import end
+
+        end(status)
     raise SystemExit(status)
 
 

@@ -51,4 +51,5 @@ if __name__ == "__main__":
     hooks.HOOKS["mishap"] = Mishap
     if STRUCK and KIND == "die-saving":
         die_while_saving()
-    raise SystemExit(cli.main(ARGUMENTS))
+    sys.argv[1:] = ARGUMENTS
+    cli.program()

@@ -89,6 +89,7 @@ def main() -> None:
         name = f"{job['name']}.rank-{ranks.join().rank}.json"
         (path.parent / name).write_text(json.dumps(saw), encoding="utf-8")
     ranks.leave()
+    ranks.end(0)
 
 
 if __name__ == "__main__":

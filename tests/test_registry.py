@@ -312,7 +312,8 @@ def test_a_kill_at_any_moment_leaves_a_registry_that_parses(tmp_path: Path) -> N
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert finish(process) == -signal.SIGKILL
-        assert len(registry.names()) == len(registry.entries())
+        before = {entry.model_name for entry in registry.entries()}
+        assert before <= set(registry.names())  # the processes that live go on adding between the two
     assert registry.entries()
     registry.validate(fix=True)
     assert registry.names() == []
