@@ -18,6 +18,8 @@ from lmlab import devices, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError
+from lmlab.memory import FLOAT
+from lmlab.shares import BUCKET
 
 BYTES_PER_WEIGHT = 16  # of training in fp32: the weight, its gradient, and AdamW's two moments
 FULLEST = 0.8  # share of a device's memory that these may take; the rest is for activations
@@ -54,7 +56,8 @@ def spread(adapter: BaseAdapter, config: TrainingConfig) -> BaseAdapter:
     """
     world, device = ranks.join(), next(adapter.parameters()).device
     world.agree("config", config.config_hash)
-    if strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size) == "fsdp":
+    strategy = strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size)
+    if world.text(str(strategy)) == "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
         deal_out(adapter)
     return adapter
 
@@ -68,21 +71,36 @@ def memory_for_each(device: torch.device, world_size: int) -> int | None:
 
 
 def deal_out(adapter: BaseAdapter, mesh: Any = None) -> None:
-    """FSDP2 over the blocks and what remains: each rank holds a share of the rows of every weight.
+    """FSDP2 over groups of blocks and what remains: each rank holds a share of the rows of every weight.
 
     Gradients are summed, not averaged: losses are divided by the tokens of all ranks already.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     adapter.settle()  # what an adapter finds out by trying its model, every rank would have to try at the same time
-    for module in (*adapter.blocks(), adapter):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    groups: list[Any] = [*gathered_at_once(adapter), adapter]
+    for modules in groups:
+        fully_shard(modules, mesh=mesh, reshard_after_forward=True)
     for module in adapter.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for name in FORWARD:
         register_fsdp_forward_method(adapter, name)
+
+
+def gathered_at_once(adapter: BaseAdapter) -> list[list[nn.Module]]:
+    """Blocks in groups that FSDP gathers at once, as many as fill a bucket: at each group all wait for the slowest rank."""
+    groups: list[list[nn.Module]] = []
+    room = 0
+    for block in adapter.blocks():
+        n_bytes = FLOAT * sum(parameter.numel() for parameter in block.parameters())
+        if n_bytes > room:
+            groups.append([])
+            room = BUCKET
+        groups[-1].append(block)
+        room -= n_bytes
+    return groups
 
 
 def strategy_of(adapter: BaseAdapter, world: ranks.World) -> str | None:

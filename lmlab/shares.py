@@ -1,9 +1,10 @@
 """What each of several processes that train one model holds and sends, from plain numbers. Imports no torch.
 
 DDP copies weights, gradients and optimizer to every process and adds the gradients up. FSDP deals their rows out: a
-group of weights (a block; all that is outside the blocks) is gathered when it is used and let go after, once on the way
-forward and once on the way back, when its gradient is summed and dealt out again. Zhao et al. 2023 (PyTorch FSDP);
-bytes of a ring after Thakur et al. 2005 (Optimization of Collective Communication Operations in MPICH, section 4).
+group of weights (a block, or several small ones; all that is outside the blocks) is gathered when it is used and let go
+after, once on the way forward and once on the way back, when its gradient is summed and dealt out again. Zhao et al.
+2023 (PyTorch FSDP); bytes of a ring after Thakur et al. 2005 (Optimization of Collective Communication Operations in
+MPICH, section 4).
 
 Weights and gradients travel as they are kept, in fp32, whatever the precision of the products. All sizes are bytes.
 """
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from lmlab.config import TrainingConfig
 from lmlab.memory import FLOAT, HOLES, LIBRARIES, Shape, activation_bytes, optimizer_bytes
 
-BUCKET = 25 << 20  # gradients that DDP sends at a time; beside them are the activations that are still to be used
+BUCKET = (
+    25 << 20
+)  # gradients that DDP sends at a time, beside activations that are still to be used; FSDP's small blocks
 
 Group = Sequence[tuple[int, ...]]  # the shapes of weights that are gathered together
 
@@ -66,8 +69,8 @@ def share(
 ) -> Share:
     """One process's share of a run of `world_size` processes.
 
-    groups: the shapes of all weights, first those outside the blocks, then those of each block. strategy: `ddp` or
-    `fsdp`. precision, device: as for `memory.estimate`.
+    groups: the shapes of all weights, first those outside the blocks, then those of blocks gathered at once. strategy:
+    `ddp` or `fsdp`. precision, device: as for `memory.estimate`.
     """
     least, most = config.batch_size // world_size, -(-config.batch_size // world_size)
     whole = [FLOAT * sum(map(math.prod, group)) for group in groups]
@@ -115,7 +118,7 @@ def own_size(shape: tuple[int, ...], world_size: int) -> int:
 def gathered_bytes(sizes: Sequence[int]) -> int:
     """The most that is whole at a time. sizes: of each group; the first is whole from the beginning to the end.
 
-    On the way back: the first group with its gradient, a block with its gradient, the block that is gathered meanwhile,
-    and the gradient of the block before, laid out to be sent.
+    On the way back: the first group with its gradient; of the others one with its gradient, the gradient of the one
+    before, laid out to be sent, and one that is gathered meanwhile, if there are as many.
     """
-    return 2 * sizes[0] + 4 * max(sizes[1:], default=0)
+    return 2 * sizes[0] + min(len(sizes), 4) * max(sizes[1:], default=0)

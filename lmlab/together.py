@@ -165,8 +165,8 @@ def plan_together(
 
 
 def groups_of(adapter: BaseAdapter) -> list[list[tuple[int, ...]]]:
-    """The shapes of the weights that FSDP gathers together: what is outside the blocks, then each block's."""
-    blocks = [list(block.parameters()) for block in adapter.blocks()]
-    inside = {id(parameter) for block in blocks for parameter in block}
+    """The shapes of the weights that FSDP gathers at once: what is outside the blocks, then each group of blocks."""
+    groups = [[p for block in blocks for p in block.parameters()] for blocks in parallel.gathered_at_once(adapter)]
+    inside = {id(parameter) for group in groups for parameter in group}
     outside = [parameter for parameter in adapter.parameters() if id(parameter) not in inside]
-    return [[tuple(parameter.shape) for parameter in group] for group in (outside, *blocks)]
+    return [[tuple(parameter.shape) for parameter in group] for group in (outside, *groups)]

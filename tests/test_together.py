@@ -65,10 +65,16 @@ def test_the_rehearsed_step_sends_and_holds_what_is_planned(
         assert done.payload == {"all_reduce": share.gradients}
         assert share.sent == 2 * share.gradients * (world_size - 1) // world_size
     else:
-        assert done.collectives == {"all_gather": 6, "reduce_scatter": 3}  # two blocks, and what is outside them
+        assert done.collectives == {"all_gather": 4, "reduce_scatter": 2}  # small blocks at once, and what is outside
         assert done.payload["all_gather"] == 2 * done.payload["reduce_scatter"] == 2 * world_size * share.weights
         assert share.sent == 3 * (world_size - 1) * share.weights
     assert done.optimizer == 2 * done.weights == 2 * share.weights
+
+
+def test_blocks_are_gathered_in_groups_that_fill_a_bucket(tmp_path: Path, corpus: Path):
+    path = written(tmp_path, n_layers=5, d_model=512, d_ff=2048, batch_size=4)
+    done = plan(path, corpus, 4, "fsdp").rehearsal
+    assert done.collectives == {"all_gather": 8, "reduce_scatter": 4}  # two blocks of 12.6 MB, two, one, and the rest
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -120,7 +126,7 @@ def test_what_is_held_and_sent_in_numbers():
     assert dealt.windows == (1, 2)
     assert dealt.weights == dealt.gradients == FLOAT * (2 * 8 + 8 + 8)  # two rows of six, of which the last has none
     assert dealt.optimizer == 2 * dealt.weights
-    assert dealt.gathered == FLOAT * (2 * 64 + 4 * 32)
+    assert dealt.gathered == FLOAT * (2 * 64 + 3 * 32)
     assert dealt.sent == 3 * 3 * dealt.weights
     assert dealt.start == FLOAT * 112 + dealt.weights
     copied = shares.share(shape, config, groups, strategy="ddp", **arguments)
@@ -184,7 +190,7 @@ def test_the_report_says_it_from_the_command_line(lab_command, tmp_path: Path, c
         ", gathered ",
         " an update, in fp32: weights gathered ",
         "× 127/128",
-        "rehearsal    one update of rank 0 of 128: 6 all_gather of ",
+        "rehearsal    one update of rank 0 of 128: 4 all_gather of ",
         ": as planned",
     ):
         assert part in words, words
