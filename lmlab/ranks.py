@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,21 +171,6 @@ def leave() -> None:
     """Part from the others, if there are any."""
     if is_launched() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def end(status: int) -> NoReturn:
-    """End this process; one of several ends at once, without taking the interpreter apart.
-
-    A thread of the group that comes to Python in that moment aborts the process (seen in 3 of 46 runs that had done all
-    their work), and torchrun takes the run for a failed one.
-    """
-    if not is_launched():
-        raise SystemExit(status)
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read them has gone
-            stream.flush()
-    os._exit(status)
 
 
 @contextlib.contextmanager

@@ -186,3 +186,18 @@ def test_an_interrupt_while_a_program_ends_says_nothing(capfd: pytest.CaptureFix
         [sys.executable, "-c", ending], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_program_ends_without_taking_the_interpreter_apart() -> None:
+    """Threads of a process group that come to Python meanwhile abort the process; what is registered for the end runs."""
+    ending = (
+        "import atexit, os, sys\nfrom lmlab import cli\nsys.argv = ['main.py', 'model-info', 'nobody']\n"
+        "class Late:\n    def __del__(self): os.abort()\n"
+        "late = Late()\natexit.register(print, 'the last word')\ncli.program()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ending], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "the last word\n")
+    assert done.stderr.startswith("error: ")
+    assert "nobody" in done.stderr

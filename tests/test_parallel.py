@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -447,13 +445,3 @@ def test_a_command_for_one_process_refuses_several(
     assert not torch.distributed.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert cli.main(["list-runs"]) == 0
-
-
-def test_one_of_several_processes_ends_without_what_runs_at_exit() -> None:
-    code = "import atexit, os\nfrom lmlab import cli\natexit.register(os.abort)\nprint('all is said', end='')\ncli.program()"
-    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "list-runs"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "all is said")
-    assert "list-runs is done by one process" in done.stderr
