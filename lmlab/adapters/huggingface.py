@@ -20,10 +20,12 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from lmlab.adapters.attention import use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
+from lmlab.adapters.decoding import Decoding, can_decode
 from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.errors import ConfigError
+from lmlab.ranks import is_spread
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
 
@@ -40,12 +42,13 @@ class CausalLMAdapter(BaseAdapter):
 
     shaping: what becomes of the head's product with the last hidden state, so that the loss can be chunked; False
     where the logits are made in another way. packs: whether restarting position ids keep the documents of a window
-    apart. None: found out at the first use.
+    apart. decodes: whether tokens are sampled by `Decoding`. None: found out at the first use.
     """
 
     model: PreTrainedModel
     shaping: Shaping | Literal[False] | None = None
     packs: bool | None = None
+    decodes: bool | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -74,14 +77,18 @@ class CausalLMAdapter(BaseAdapter):
         """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
         if cache is None:
             return self._apart(self.model, ids_BT)
+        if isinstance(cache, Decoding):
+            return cache.logits(ids_BT)
         if isinstance(cache, Replay):
             cache.ids_BT = ids_BT if cache.ids_BT is None else torch.cat([cache.ids_BT, ids_BT], dim=1)
             return first(self.model(input_ids=cache.ids_BT, use_cache=False))[:, -ids_BT.size(1) :]
         logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
         return logits_BTV
 
-    def new_cache(self, batch_size: int) -> DynamicCache | Replay:
+    def new_cache(self, batch_size: int) -> Decoding | DynamicCache | Replay:
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
+        if self._decodes():
+            return Decoding(self.model)
         takes = inspect.signature(self.model.forward).parameters
         return DynamicCache(config=self.model.config) if "past_key_values" in takes else Replay()
 
@@ -102,7 +109,7 @@ class CausalLMAdapter(BaseAdapter):
     def settle_untried(self) -> None:
         """Settle without trying, for a model that has shapes but no numbers: by what holds for every model."""
         self.shaping = False if self.shaping is None else self.shaping
-        self.packs = bool(self.packs)
+        self.packs, self.decodes = bool(self.packs), False
         self.end_of_text_id = None
 
     def _shaping(self) -> Shaping | Literal[False]:
@@ -114,6 +121,14 @@ class CausalLMAdapter(BaseAdapter):
         if self.packs is None:
             self.packs = keeps_documents_apart(self.model)
         return self.packs
+
+    def _decodes(self) -> bool:
+        if is_spread(next(self.model.parameters())):  # its layers are whole only while the model itself calls them
+            return False
+        if self.decodes is None:
+            with evaluating(self.model):
+                self.decodes = can_decode(self.model)
+        return self.decodes
 
     def architecture(self) -> dict[str, Any]:
         """What `config.json` holds: the config of transformers without the settings that every model has."""

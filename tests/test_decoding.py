@@ -1,0 +1,120 @@
+"""Sampling one token at a time without the layers of transformers: the same logits, where a model is of that kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from lmlab.adapters.decoding import ROOM, Decoding, can_decode
+from lmlab.generate import SamplingSettings
+from lmlab.loading import load_adapter
+
+ALIKE = ("qwen2", "qwen3", "llama", "mistral")
+OTHERS = ("gpt2", "gemma", "gpt_neox")
+
+
+def loaded(folder: Path, family: str, **changes: object):
+    return load_adapter(tiny_models.make(folder / family, family, **changes))
+
+
+def ids(adapter, length: int, rows: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(1, adapter.vocab_size, (rows, length), generator=generator)
+
+
+@pytest.mark.parametrize("family", ALIKE)
+def test_the_logits_are_those_of_transformers(tmp_path: Path, family: str) -> None:
+    adapter = loaded(tmp_path, family, **({"sliding_window": None} if family == "mistral" else {}))
+    ids_BT = ids(adapter, 20)
+    cache = adapter.new_cache(2)
+    assert isinstance(cache, Decoding)
+    theirs = DynamicCache(config=adapter.model.config)
+    for part_BT in ids_BT.split([9, 1, 1, 8, 1], dim=1):
+        with torch.no_grad():
+            expected = adapter.model(input_ids=part_BT, past_key_values=theirs, use_cache=True).logits
+        torch.testing.assert_close(adapter.logits(part_BT, cache), expected, rtol=1e-4, atol=1e-5)
+    assert cache.position == 20
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_kinds_are_left_to_transformers(tmp_path: Path, family: str) -> None:
+    adapter = loaded(tmp_path, family)
+    assert not can_decode(adapter.model)
+    assert isinstance(adapter.new_cache(1), DynamicCache)
+
+
+def test_a_window_that_slides_is_left_to_transformers(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "mistral", sliding_window=4)
+    assert isinstance(adapter.new_cache(1), DynamicCache)
+
+
+def test_a_model_that_only_looks_alike_is_found_out(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "llama")
+    assert can_decode(adapter.model)
+    layer = adapter.model.base_model.layers[0]
+    layer.register_forward_hook(lambda module, arguments, output: 1.1 * output)
+    assert not can_decode(adapter.model)
+
+
+def test_text_grows_beyond_the_room_that_was_made(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "qwen2", max_position_embeddings=4 * ROOM)
+    prompt_BT = ids(adapter, 3, rows=1)
+    settings = SamplingSettings(2 * ROOM + 10, temperature=0.0)
+    text_BT = adapter.generate(prompt_BT, settings)
+    assert text_BT.size(1) == 3 + 2 * ROOM + 10
+    with torch.no_grad():
+        again_BT = adapter.logits(text_BT)[:, 2:-1].argmax(dim=-1)
+    assert (again_BT == text_BT[:, 3:]).float().mean() > 0.99  # rounding may turn a tie
+
+
+def test_greedy_text_is_that_of_generate(tmp_path: Path) -> None:
+    folder = tiny_models.make(tmp_path / "model", "qwen3")
+    adapter, theirs = load_adapter(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt_BT = ids(adapter, 6)
+    adapter.end_of_text_id = theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(prompt_BT, max_new_tokens=30, do_sample=False, pad_token_id=0)
+    assert torch.equal(adapter.generate(prompt_BT, SamplingSettings(30, temperature=0.0)), expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_differs_by_its_rounding_alone(tmp_path: Path, autocast: bool) -> None:
+    adapter = loaded(tmp_path, "qwen2")
+    ids_BT = ids(adapter, 12)
+    if not autocast:
+        adapter.to(torch.bfloat16)
+    cache = adapter.new_cache(2)
+    assert isinstance(cache, Decoding)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        parts = [adapter.logits(part_BT, cache).float() for part_BT in ids_BT.split([7, 1, 4], dim=1)]
+        expected = adapter.model(input_ids=ids_BT, use_cache=False).logits.float()
+    error = (torch.cat(parts, dim=1) - expected).norm() / expected.norm()
+    assert error < 0.02
+
+
+def test_weights_that_training_changes_are_seen(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "llama")
+    ids_BT = ids(adapter, 5, rows=1)
+    cache = adapter.new_cache(1)
+    adapter.logits(ids_BT[:, :4], cache)
+    with torch.no_grad():
+        adapter.model.get_output_embeddings().weight.mul_(2.0)
+        expected = adapter.logits(ids_BT)[:, -1:]
+    torch.testing.assert_close(adapter.logits(ids_BT[:, 4:], cache), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_goes_on_after_a_sample(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "qwen2")
+    ids_BT = ids(adapter, 8)
+    adapter.train()
+    adapter.loss(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
+    before = [p.grad.clone() for p in adapter.parameters()]
+    adapter.zero_grad()
+    adapter.generate(ids_BT[:, :3], SamplingSettings(4, temperature=0.0))
+    assert adapter.training
+    adapter.loss(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
+    for old, parameter in zip(before, adapter.parameters(), strict=True):
+        assert torch.equal(old, parameter.grad)
