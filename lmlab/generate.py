@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lmlab.errors import DivergedError
+
 COLDEST = 1e-6  # a lower temperature takes the likeliest token, as 0 does: logits divided by it would overflow
 
 
@@ -57,11 +59,20 @@ def filter_logits(logits_BV: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def choose(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row, ids_B1."""
+    """The next token of each row, ids_B1. Raises DivergedError where logits are not numbers.
+
+    Drawn as `torch.multinomial` draws one, by a race: of arrival times with these rates the first wins.
+    """
     if settings.temperature < COLDEST:
         return logits_BV.argmax(dim=-1, keepdim=True)
     probabilities_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
-    return torch.multinomial(probabilities_BV, 1, generator=generator)
+    waiting_BV = torch.empty_like(probabilities_BV).exponential_(1.0, generator=generator)
+    most_B1, next_B1 = (probabilities_BV / waiting_BV).max(dim=-1, keepdim=True)
+    if bool(most_B1.isnan().any()):
+        raise DivergedError(
+            "the model's logits are not numbers: its weights are damaged, or training went wrong before"
+        )
+    return next_B1
 
 
 def open_document(prompt_BT: Tensor, end_of_text_id: int | None) -> Tensor:
@@ -114,7 +125,7 @@ def generate(
             ids_BT, fresh_BT = torch.cat([ids_BT, next_B1], dim=1), next_B1
             if on_token is not None:
                 on_token(next_B1)
-            if bool(ended_B1.all()):
+            if end is not None and bool(ended_B1.all()):
                 break
     finally:
         model.train(was_training)

@@ -13,12 +13,15 @@ width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from lmlab.ranks import is_spread
 
 # Up to this many keys, and in bf16 on a processor, plain matrix products are twice as fast as the fused kernel of
 # scaled_dot_product_attention.
@@ -32,36 +35,41 @@ class Cache:
     """Keys and values of the tokens seen so far, as many as the attention window can reach.
 
     position: tokens seen. One buffer per layer holds 2 × window tokens; when it is full, the last window moves to its
-    front, so that what is in sight is always one slice in order.
+    front, so that what is in sight is always one slice in order. steps: what takes single tokens, if not the blocks.
     """
 
-    def __init__(self, n_layers: int, window: int) -> None:
-        self.window, self.position = window, 0
+    def __init__(self, n_layers: int, window: int, steps: Sequence[Step] = ()) -> None:
+        self.window, self.position, self.steps = window, 0, steps
         self._buffers: list[Tensor | None] = [None] * n_layers
         self._ends = [0] * n_layers
 
-    def append(self, layer: int, kv_2BHTK: Tensor) -> Tensor:
+    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         """Add new keys and values of one layer; returns kv_2BHSK, the older ones still in reach and the new ones."""
-        T, end, buffer = kv_2BHTK.size(-2), self._ends[layer], self._buffers[layer]
+        T, end, buffer = k_BHTK.size(-2), self._ends[layer], self._buffers[layer]
         old = min(end, self.window - 1)
         if buffer is None or end + T > buffer.size(-2):
-            seen = kv_2BHTK[..., :0, :] if buffer is None else buffer[..., end - old : end, :].clone()
+            seen = k_BHTK.new_empty(0) if buffer is None else buffer[..., end - old : end, :].clone()
             if buffer is None or old + T > buffer.size(-2):
-                buffer = kv_2BHTK.new_empty(*kv_2BHTK.shape[:-2], max(2 * self.window, old + T), kv_2BHTK.size(-1))
+                B, H, _, K = k_BHTK.shape
+                buffer = k_BHTK.new_empty(2, B, H, max(2 * self.window, old + T), K)
                 self._buffers[layer] = buffer
-            buffer[..., : seen.size(-2), :] = seen
-            end = seen.size(-2)
-        buffer[..., end : end + T, :] = kv_2BHTK
+            if old:
+                buffer[..., :old, :] = seen
+            end = old
+        buffer[0, :, :, end : end + T] = k_BHTK
+        buffer[1, :, :, end : end + T] = v_BHTK
         self._ends[layer] = end + T
         return buffer[..., end - old : end + T, :]
 
 
 def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
-    """Cosines and sines of every position's angles, table_2TK in fp32 (Su et al. 2021, equation 34, base 10,000)."""
+    """Cosines and sines of every position's angles, table_2TK in fp32 (Su et al. 2021, equation 34, base 10,000).
+
+    The sines of the first half of the width have the sign with which the second half is added to it.
+    """
     half = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
     angle_TK = torch.outer(torch.arange(length, device=device, dtype=torch.float32), 10_000.0 ** (-half / head_width))
-    angle_TK = torch.cat([angle_TK, angle_TK], dim=-1)
-    return torch.stack([angle_TK.cos(), angle_TK.sin()])
+    return torch.stack([torch.cat([angle_TK, angle_TK], dim=-1).cos(), torch.cat([-angle_TK, angle_TK], dim=-1).sin()])
 
 
 class Rotation(torch.autograd.Function):
@@ -79,13 +87,14 @@ class Rotation(torch.autograd.Function):
 
 
 def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
-    """The first half of the heads' width times cosine minus the second times sine, and so on, in a new tensor."""
+    """Each half of the heads' width times cosine plus the other half times sine, with the table's signs; a new tensor."""
     half = x_BHTK.size(-1) // 2
+    if x_BHTK.size(-2) == 1:  # sampling: fewer operations count for more than passes over memory
+        return torch.addcmul(x_BHTK * cosine_TK, x_BHTK.roll(half, -1), sine_TK)
     first, second = x_BHTK[..., :half], x_BHTK[..., half:]
-    cosine_TK, sine_TK = cosine_TK[:, :half], sine_TK[:, :half]
     y_BHTK = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
-    torch.mul(first, cosine_TK, out=y_BHTK[..., :half]).addcmul_(second, sine_TK, value=-1)
-    torch.mul(second, cosine_TK, out=y_BHTK[..., half:]).addcmul_(first, sine_TK)
+    torch.mul(first, cosine_TK[:, :half], out=y_BHTK[..., :half]).addcmul_(second, sine_TK[:, :half])
+    torch.mul(second, cosine_TK[:, half:], out=y_BHTK[..., half:]).addcmul_(first, sine_TK[:, half:])
     return y_BHTK
 
 
@@ -186,6 +195,14 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
     )
 
 
+def normalised(x: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over the last axis, in the precision of `x`."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.layer_norm(x, x.shape[-1:])
+    with torch.autocast(x.device.type, enabled=False):  # which would make it fp32
+        return F.layer_norm(x, x.shape[-1:])
+
+
 class Attention(nn.Module):
     """Causal self-attention over a window of tokens."""
 
@@ -199,17 +216,16 @@ class Attention(nn.Module):
         """Queries, keys and values, each BHTK; the first two normalised, then turned to their positions and scaled."""
         B, T, D = x_BTD.shape
         qkv_3BHTK = self.query_key_value(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
-        with torch.autocast(x_BTD.device.type, enabled=False):  # which would make the norm's output fp32
-            qk_2BHTK = F.layer_norm(qkv_3BHTK[:2], qkv_3BHTK.shape[-1:])
-        q_BHTK, k_BHTK = Rotation.apply(qk_2BHTK, table_2TK.to(qkv_3BHTK.dtype)).unbind(0)
-        return q_BHTK, k_BHTK, qkv_3BHTK[2]
+        qk_2BHTK, table_2TK = normalised(qkv_3BHTK[:2]), table_2TK.to(qkv_3BHTK.dtype)
+        qk_2BHTK = Rotation.apply(qk_2BHTK, table_2TK) if torch.is_grad_enabled() else turned(qk_2BHTK, *table_2TK)
+        return qk_2BHTK[0], qk_2BHTK[1], qkv_3BHTK[2]
 
     def forward(
         self, x_BTD: Tensor, table_2TK: Tensor, mask_TS: Tensor | None, cache: Cache | None, layer: int
     ) -> Tensor:
         q_BHTK, k_BHSK, v_BHSK = self.project(x_BTD, table_2TK)
         if cache is not None:
-            k_BHSK, v_BHSK = cache.append(layer, torch.stack([k_BHSK, v_BHSK])).unbind(0)
+            k_BHSK, v_BHSK = cache.append(layer, k_BHSK, v_BHSK).unbind(0)
         y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS)
         y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(x_BTD.shape))
         return dropout(y_BTD, self.dropout, self.training)
@@ -240,7 +256,8 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = SquaredReLU.apply(self.input(x_BTD))
+        h_BTF = self.input(x_BTD)
+        h_BTF = SquaredReLU.apply(h_BTF) if torch.is_grad_enabled() else h_BTF.clamp_min(0).square_()
         return dropout(self.output(h_BTF), self.dropout, self.training)
 
 
@@ -259,6 +276,26 @@ class Block(nn.Module):
     ) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table_2TK, mask_TS, cache, layer)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Step:
+    """A block for a single token while sampling: the same arithmetic, without what calling modules costs, a fifth of it."""
+
+    def __init__(self, block: Any) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        self.attention_norm, self.feed_forward_norm = block.attention_norm.weight, block.feed_forward_norm.weight
+        self.query_key_value, self.output = attention.query_key_value.weight, attention.output.weight
+        self.feed_forward_input, self.feed_forward_output = feed_forward.input.weight, feed_forward.output.weight
+        self.n_heads, self.shape = attention.n_heads, self.attention_norm.shape
+
+    def __call__(self, x_BD: Tensor, table_2TK: Tensor, cache: Cache, layer: int) -> Tensor:
+        qkv = F.linear(F.layer_norm(x_BD, self.shape, self.attention_norm), self.query_key_value)
+        qkv_3BHTK = qkv.view(len(x_BD), 3, self.n_heads, 1, -1).transpose(0, 1)
+        q_BHTK, k_BHTK = turned(normalised(qkv_3BHTK[:2]), *table_2TK.to(qkv.dtype))
+        k_BHSK, v_BHSK = cache.append(layer, k_BHTK, qkv_3BHTK[2])
+        x_BD = x_BD + F.linear(attend(q_BHTK, k_BHSK, v_BHSK, None).reshape(x_BD.shape), self.output)
+        h_BF = F.linear(F.layer_norm(x_BD, self.shape, self.feed_forward_norm), self.feed_forward_input)
+        return x_BD + F.linear(h_BF.clamp_min(0).square_(), self.feed_forward_output)
 
 
 class Transformer(nn.Module):
@@ -318,7 +355,8 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> Cache:
         """An empty key-value cache for `forward`."""
-        return Cache(self.n_layers, self.max_seq_len)
+        spread = is_spread(self.embedding.weight)  # whose blocks are whole only while they are called as modules
+        return Cache(self.n_layers, self.max_seq_len, [] if spread else [Step(block) for block in self.blocks])
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position, logits_BTV. ids_BT: int64.
@@ -336,6 +374,8 @@ class Transformer(nn.Module):
         """The last block's output after the final norm, x_BTD, from which `head` makes logits."""
         T, start = ids_BT.size(1), cache.position if cache is not None else 0
         table_2TK = self._rotary(start + T)[:, start : start + T]
+        if cache is not None and cache.steps and start and T == 1 and not (torch.is_grad_enabled() or self.training):
+            return self.norm(self._next(self.embedding(ids_BT[:, 0]), table_2TK, cache))[:, None]
         mask_TS = self._mask(T, min(start, self.max_seq_len - 1) + T, segments_BT)
         x_BTD = self.embedding(ids_BT)
         for layer, block in enumerate(self.blocks):
@@ -346,6 +386,14 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.position += T
         return self.norm(x_BTD)
+
+    def _next(self, x_BD: Tensor, table_2TK: Tensor, cache: Cache) -> Tensor:
+        """The last block's output for one token after those that the cache has seen, without calls of modules."""
+        with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
+            for layer, step in enumerate(cache.steps):
+                x_BD = step(x_BD, table_2TK, cache, layer)
+        cache.position += 1
+        return x_BD
 
     def _mask(self, T: int, S: int, segments_BT: Tensor | None) -> Tensor | None:
         if T == 1 or (T == S <= self.max_seq_len and segments_BT is None):

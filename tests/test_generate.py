@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.errors import DivergedError
 from lmlab.generate import SamplingSettings, choose, filter_logits, generate
 from lmlab.transformer import Transformer
 
@@ -87,6 +88,22 @@ def test_very_cold_and_very_hot_draws_stay_numbers() -> None:
     for temperature in (1e-6, 1e-3, 100.0):
         got_B1 = choose(logits_BV, SamplingSettings(1, temperature), torch.Generator().manual_seed(0))
         assert temperature > 1 or torch.equal(got_B1, logits_BV.argmax(dim=-1, keepdim=True))
+
+
+def test_a_draw_is_that_of_multinomial() -> None:
+    logits_BV = torch.randn(64, 50, generator=torch.Generator().manual_seed(2))
+    settings = SamplingSettings(1, temperature=0.7, top_k=20)
+    probabilities_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
+    for seed in range(20):
+        expected = torch.multinomial(probabilities_BV, 1, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(choose(logits_BV, settings, torch.Generator().manual_seed(seed)), expected)
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    logits_BV = torch.zeros(3, 5)
+    logits_BV[1, 2] = math.nan
+    with pytest.raises(DivergedError, match="logits are not numbers"):
+        choose(logits_BV, SamplingSettings(1), None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -176,8 +176,12 @@ def test_the_gradient_of_a_rotation_is_that_of_its_formula() -> None:
     x_BHTK = torch.randn(2, 3, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: Rotation.apply(x, table_2TK), (x_BHTK,))
     first, second = x_BHTK.chunk(2, dim=-1)
-    formula = x_BHTK * table_2TK[0] + torch.cat([-second, first], dim=-1) * table_2TK[1]
-    assert torch.allclose(Rotation.apply(x_BHTK, table_2TK), formula, atol=1e-12)
+    angle_TK = torch.outer(torch.arange(5), 10_000.0 ** (-torch.arange(3) / 3)).repeat(1, 2).double()
+    formula = x_BHTK * angle_TK.cos() + torch.cat([-second, first], dim=-1) * angle_TK.sin()
+    assert torch.allclose(Rotation.apply(x_BHTK, table_2TK), formula, atol=1e-6)
+    for position in range(5):  # one token alone takes another way
+        alone = Rotation.apply(x_BHTK[:, :, position : position + 1], table_2TK[:, position : position + 1])
+        assert torch.allclose(alone, formula[:, :, position : position + 1], atol=1e-6)
 
 
 def test_a_longer_table_begins_with_the_shorter_one_bit_for_bit() -> None:
@@ -310,10 +314,24 @@ def test_the_cache_returns_what_is_in_reach_and_stays_small(window: int) -> None
         new_2BHTK = torch.randn(2, 1, 1, int(torch.randint(1, 2 * window + 2, (), generator=draw)), 4, generator=draw)
         reach = min(seen_2BHSK.size(-2), window - 1) + new_2BHTK.size(-2)
         seen_2BHSK = torch.cat([seen_2BHSK, new_2BHTK], dim=-2)
-        assert torch.equal(cache.append(0, new_2BHTK), seen_2BHSK[..., -reach:, :])
+        assert torch.equal(cache.append(0, *new_2BHTK), seen_2BHSK[..., -reach:, :])
         buffer = cache._buffers[0]
         assert buffer is not None
         assert buffer.size(-2) <= 4 * window
+
+
+def test_single_tokens_give_the_same_with_and_without_modules_and_in_half_precision() -> None:
+    model, ids_BT = loud(), tokens(3, 30)
+    for enabled, tolerance in ((False, 1e-5), (True, 0.05)):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            fast, slow = model.new_cache(), model.new_cache()
+            slow.steps = ()
+            for piece_BT in ids_BT.split([2, *[1] * 28], dim=1):
+                one, other = model(piece_BT, fast).float(), model(piece_BT, slow).float()
+                assert (one - other).norm() <= tolerance * other.norm()
+    gradients = model.new_cache()
+    model(ids_BT[:, :2], gradients)
+    assert model(ids_BT[:, 2:3], gradients).requires_grad  # where gradients are wanted they flow
 
 
 @torch.no_grad()
