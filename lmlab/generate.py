@@ -42,20 +42,28 @@ class SamplingSettings:
     seed: int | None = None
 
 
-def filter_logits(logits_BV: Tensor, settings: SamplingSettings) -> Tensor:
-    """Scaled logits_BV in fp32 with -inf for tokens outside top-k and top-p. The likeliest token always stays."""
+def candidates(logits_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
+    """The tokens that may be drawn: probabilities_BC in fp32 and ids_BC, the likeliest first; None for all in order.
+
+    Top-k takes k, whichever of those that tie for the last place; top-p takes the fewest whose share of them reaches p,
+    and gives the others a probability of 0.
+    """
     logits_BV = logits_BV.float() / settings.temperature
-    if settings.top_k is not None and settings.top_k < logits_BV.size(-1):
-        least_B1 = logits_BV.topk(settings.top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
-    if settings.top_p is not None and settings.top_p < 1.0:
-        ordered_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-        probabilities_BV = ordered_BV.softmax(dim=-1)
-        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-        outside_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= settings.top_p)
-        outside_BV.scatter_(-1, order_BV[:, :1], False)
-        logits_BV = logits_BV.masked_fill(outside_BV, -math.inf)
-    return logits_BV
+    n_tokens = logits_BV.size(-1)
+    count = min(settings.top_k or n_tokens, n_tokens)
+    top_p = None if settings.top_p is not None and settings.top_p >= 1.0 else settings.top_p
+    if count == n_tokens and top_p is None:
+        return logits_BV.softmax(dim=-1), None
+    if count < n_tokens:
+        logits_BC, ids_BC = logits_BV.topk(count, dim=-1)
+    else:
+        logits_BC, ids_BC = logits_BV.sort(dim=-1, descending=True, stable=True)
+    probabilities_BC = logits_BC.softmax(dim=-1)
+    if top_p is None:
+        return probabilities_BC, ids_BC
+    outside_BC = probabilities_BC.cumsum(dim=-1) - probabilities_BC >= top_p
+    outside_BC[:, 0] = False
+    return logits_BC.masked_fill(outside_BC, -math.inf).softmax(dim=-1), ids_BC
 
 
 def choose(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Generator | None) -> Tensor:
@@ -65,14 +73,14 @@ def choose(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Gener
     """
     if settings.temperature < COLDEST:
         return logits_BV.argmax(dim=-1, keepdim=True)
-    probabilities_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
-    waiting_BV = torch.empty_like(probabilities_BV).exponential_(1.0, generator=generator)
-    most_B1, next_B1 = (probabilities_BV / waiting_BV).max(dim=-1, keepdim=True)
+    probabilities_BC, ids_BC = candidates(logits_BV, settings)
+    waiting_BC = torch.empty_like(probabilities_BC).exponential_(1.0, generator=generator)
+    most_B1, winner_B1 = (probabilities_BC / waiting_BC).max(dim=-1, keepdim=True)
     if bool(most_B1.isnan().any()):
         raise DivergedError(
             "the model's logits are not numbers: its weights are damaged, or training went wrong before"
         )
-    return next_B1
+    return winner_B1 if ids_BC is None else ids_BC.gather(-1, winner_B1)
 
 
 def open_document(prompt_BT: Tensor, end_of_text_id: int | None) -> Tensor:

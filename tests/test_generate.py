@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.errors import DivergedError
-from lmlab.generate import SamplingSettings, choose, filter_logits, generate
+from lmlab.generate import SamplingSettings, candidates, choose, generate
 from lmlab.transformer import Transformer
 
 VOCABULARY = 12
@@ -31,15 +31,19 @@ def adapter(**changes: Any) -> CustomTransformerAdapter:
     return CustomTransformerAdapter(model)
 
 
+def probabilities_of(logits_BV: Tensor, settings: SamplingSettings) -> Tensor:
+    """How likely every token is to be drawn, probabilities_BV."""
+    found_BC, ids_BC = candidates(logits_BV, settings)
+    return found_BC if ids_BC is None else torch.zeros_like(logits_BV).scatter(-1, ids_BC, found_BC)
+
+
 def prompt(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def allowed(probabilities: list[float], top_k: int | None, top_p: float | None) -> dict[int, float]:
-    """The tokens that may be drawn and how likely, computed the slow way. Ties at the border of top-k all stay."""
-    order = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])
-    if top_k is not None:
-        order = [i for i in order if probabilities[i] >= probabilities[order[min(top_k, len(order)) - 1]]]
+    """The tokens that may be drawn and how likely, computed the slow way."""
+    order = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])[:top_k]
     total = sum(probabilities[i] for i in order)
     kept, mass = [], 0.0
     for i in order:
@@ -57,7 +61,7 @@ def allowed(probabilities: list[float], top_k: int | None, top_p: float | None) 
 def test_filters_keep_what_brute_force_keeps(temperature: float, top_k: int | None, top_p: float | None) -> None:
     logits_BV = torch.randn(20, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 3
     settings = SamplingSettings(1, temperature, top_k, top_p)
-    got_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
+    got_BV = probabilities_of(logits_BV, settings)
     for logits_V, got_V in zip(logits_BV, got_BV, strict=True):
         weights = [math.exp(float(x) / temperature) for x in logits_V]
         expected = allowed([w / sum(weights) for w in weights], top_k, top_p)
@@ -70,7 +74,7 @@ def test_draws_come_as_often_as_they_should() -> None:
     logits_BV = torch.tensor([[2.0, 1.0, 0.0, -1.0, -30.0]]).expand(20_000, -1)
     settings = SamplingSettings(1, temperature=0.7, top_k=3)
     drawn = choose(logits_BV, settings, torch.Generator().manual_seed(0)).flatten()
-    expected = filter_logits(logits_BV[:1], settings).softmax(dim=-1)[0]
+    expected = probabilities_of(logits_BV[:1], settings)[0]
     shares = torch.bincount(drawn, minlength=5) / len(drawn)
     assert torch.allclose(shares, expected, atol=0.015)
     assert shares[3:].sum() == 0
@@ -92,11 +96,17 @@ def test_very_cold_and_very_hot_draws_stay_numbers() -> None:
 
 def test_a_draw_is_that_of_multinomial() -> None:
     logits_BV = torch.randn(64, 50, generator=torch.Generator().manual_seed(2))
-    settings = SamplingSettings(1, temperature=0.7, top_k=20)
-    probabilities_BV = filter_logits(logits_BV, settings).softmax(dim=-1)
+    settings = SamplingSettings(1, temperature=0.7)
+    probabilities_BV = (logits_BV / 0.7).softmax(dim=-1)
     for seed in range(20):
         expected = torch.multinomial(probabilities_BV, 1, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(choose(logits_BV, settings, torch.Generator().manual_seed(seed)), expected)
+
+
+def test_of_tokens_that_tie_as_many_are_drawn_as_were_asked_for() -> None:
+    settings = SamplingSettings(1, top_k=2)
+    drawn = choose(torch.zeros(1000, 5), settings, torch.Generator().manual_seed(0))
+    assert drawn.unique().numel() == 2
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
