@@ -128,14 +128,8 @@ def main() -> None:
             if arguments.shape != "qwen":
                 parser.error("smollm2 needs --model FOLDER")
             make_qwen(Path(scratch))
-        common = (
-            arguments.shape,
-            "--precision",
-            arguments.precision,
-            "--model",
-            str(arguments.model or scratch),
-            "--serve",
-        )
+        model = str(arguments.model or scratch)
+        common = (arguments.shape, "--precision", arguments.precision, "--model", model, "--serve")
         with Program(__file__, *common, "lmlab") as ours, Program(__file__, *common, "trainer") as theirs:
             answers = in_turn({"lmlab": ours, "Trainer": theirs}, STEPS, ROUNDS, warmup=2)
             memory = {"lmlab": ours.peak_memory // 2**20, "Trainer": theirs.peak_memory // 2**20}

@@ -34,7 +34,7 @@ from lmlab.files import (
     sha256_file,
     write_atomic,
 )
-from lmlab.ranks import ALONE, World, is_spread, own_part, whole
+from lmlab.ranks import ALONE, World, any_spread, is_spread, own_part, whole
 from lmlab.tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -150,7 +150,7 @@ def save(
     renames the folder when all parts are there. Raises CheckpointError when the disk refuses; the folder does not exist
     then, and older checkpoints are untouched.
     """
-    dealt_out = any(is_spread(tensor) for tensor in optimizer.values())
+    dealt_out = any_spread(optimizer.values())
     temporary: Path | None = None
     try:
         with errors_named(folder):

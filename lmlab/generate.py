@@ -51,15 +51,15 @@ def candidates(logits_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
     logits_BV = logits_BV.float() / settings.temperature
     n_tokens = logits_BV.size(-1)
     count = min(settings.top_k or n_tokens, n_tokens)
-    top_p = None if settings.top_p is not None and settings.top_p >= 1.0 else settings.top_p
-    if count == n_tokens and top_p is None:
+    top_p = 1.0 if settings.top_p is None else settings.top_p
+    if count == n_tokens and top_p >= 1.0:
         return logits_BV.softmax(dim=-1), None
     if count < n_tokens:
         logits_BC, ids_BC = logits_BV.topk(count, dim=-1)
     else:
         logits_BC, ids_BC = logits_BV.sort(dim=-1, descending=True, stable=True)
     probabilities_BC = logits_BC.softmax(dim=-1)
-    if top_p is None:
+    if top_p >= 1.0:
         return probabilities_BC, ids_BC
     outside_BC = probabilities_BC.cumsum(dim=-1) - probabilities_BC >= top_p
     outside_BC[:, 0] = False

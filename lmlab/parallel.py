@@ -107,7 +107,7 @@ def strategy_of(adapter: BaseAdapter, world: ranks.World) -> str | None:
     """How an adapter is spread: `ddp`, `fsdp`, or None alone."""
     if world.alone:
         return None
-    return "fsdp" if any(ranks.is_spread(p) for p in adapter.parameters()) else "ddp"
+    return "fsdp" if ranks.any_spread(adapter.parameters()) else "ddp"
 
 
 def replicate(adapter: BaseAdapter, world: ranks.World, *, rehearsed: bool = False) -> nn.Module:

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,3 +246,8 @@ def own_range(tensor: Tensor) -> tuple[int, int]:
 def is_spread(tensor: Tensor) -> bool:
     """Whether the ranks hold different rows of a tensor."""
     return hasattr(tensor, "to_local")
+
+
+def any_spread(tensors: Iterable[Tensor]) -> bool:
+    """Whether the ranks hold different rows of some of these: of a model, whose blocks are whole while they run alone."""
+    return any(map(is_spread, tensors))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lmlab.ranks import is_spread
+from lmlab.ranks import any_spread
 
 # Up to this many keys, and in bf16 on a processor, plain matrix products are twice as fast as the fused kernel of
 # scaled_dot_product_attention.
@@ -246,6 +246,11 @@ class SquaredReLU(torch.autograd.Function):
         return (gradients[0] * positive).mul_(2)
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², with what its gradient takes where one is wanted."""
+    return SquaredReLU.apply(x) if torch.is_grad_enabled() else x.clamp_min(0).square_()
+
+
 class FeedForward(nn.Module):
     """Two matrices with a squared ReLU between them (So et al. 2021), which here learns faster than a GELU."""
 
@@ -256,9 +261,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = self.input(x_BTD)
-        h_BTF = SquaredReLU.apply(h_BTF) if torch.is_grad_enabled() else h_BTF.clamp_min(0).square_()
-        return dropout(self.output(h_BTF), self.dropout, self.training)
+        return dropout(self.output(squared_relu(self.input(x_BTD))), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -295,7 +298,7 @@ class Step:
         k_BHSK, v_BHSK = cache.append(layer, k_BHTK, qkv_3BHTK[2])
         x_BD = x_BD + F.linear(attend(q_BHTK, k_BHSK, v_BHSK, None).reshape(x_BD.shape), self.output)
         h_BF = F.linear(F.layer_norm(x_BD, self.shape, self.feed_forward_norm), self.feed_forward_input)
-        return x_BD + F.linear(h_BF.clamp_min(0).square_(), self.feed_forward_output)
+        return x_BD + F.linear(squared_relu(h_BF), self.feed_forward_output)
 
 
 class Transformer(nn.Module):
@@ -355,8 +358,8 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> Cache:
         """An empty key-value cache for `forward`."""
-        spread = is_spread(self.embedding.weight)  # whose blocks are whole only while they are called as modules
-        return Cache(self.n_layers, self.max_seq_len, [] if spread else [Step(block) for block in self.blocks])
+        steps = [] if any_spread(self.parameters()) else [Step(block) for block in self.blocks]
+        return Cache(self.n_layers, self.max_seq_len, steps)
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position, logits_BTV. ids_BT: int64.

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lmlab.adapters.fused import GATED
+from lmlab.transformer import turned
+
 ROOM = 256  # tokens for which there is room at least, beyond those that were seen
-PARTS = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
+PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": GATED}
 NORMS, HEAD_NORMS = ("input_layernorm", "post_attention_layernorm"), ("q_norm", "k_norm")
 TRIAL = (4, 2)  # tokens of a prompt, and of what follows, on which the two ways must agree
 
@@ -72,16 +72,14 @@ class Layer:
         B, G, room, K = self.keys_BGSK.shape
         if position == room:
             self.take(self.keys_BGSK, self.values_BGSK)
-        q_BHK, k_BGK = F.linear(x_BD, *self.query).view(B, -1, K), F.linear(x_BD, *self.key).view(B, G, K)
+        q_BH1K, k_BG1K = F.linear(x_BD, *self.query).view(B, -1, 1, K), F.linear(x_BD, *self.key).view(B, G, 1, K)
         if self.head_norms:
-            q_BHK, k_BGK = self.head_norms[0](q_BHK), self.head_norms[1](k_BGK)
-        cosine_K, sine_K = turn
-        qk_BHK = torch.cat([q_BHK, k_BGK], dim=1)
-        qk_BHK = torch.addcmul(qk_BHK * cosine_K, qk_BHK.roll(K // 2, -1), sine_K)
-        self.keys_BGSK[:, :, position] = qk_BHK[:, -G:]
+            q_BH1K, k_BG1K = self.head_norms[0](q_BH1K), self.head_norms[1](k_BG1K)
+        qk_BH1K = turned(torch.cat([q_BH1K, k_BG1K], dim=1), *turn)
+        self.keys_BGSK[:, :, position] = qk_BH1K[:, -G:, 0]
         self.values_BGSK[:, :, position] = F.linear(x_BD, *self.value).view(B, G, K)
         y_BGQK = F.scaled_dot_product_attention(  # the queries of a group, as if a text that sees all keys
-            qk_BHK[:, :-G].view(B, G, -1, K),
+            qk_BH1K[:, :-G].view(B, G, -1, K),
             self.keys_BGSK[:, :, : position + 1],
             self.values_BGSK[:, :, : position + 1],
             scale=self.scale,
@@ -126,7 +124,7 @@ class Decoding:
         return F.linear(x_BD, *self.head)
 
     def _turn(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the position's angles, K each; the first half of the sines has the swapped half's sign."""
+        """Cosines and sines of the position's angles, K each, with the signs that `turned` takes."""
         position = torch.full((1, 1), self.position, device=x_BD.device)
         cosine_11K, sine_11K = self.base.rotary_emb(x_BD[:1, None], position)
         first_K, second_K = sine_11K[0, 0].chunk(2)
@@ -183,7 +181,7 @@ def layer_alike(layer: nn.Module) -> bool:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module has what `normed` reads of it."""
+    """Whether a module has what `Norm` reads of it."""
     return isinstance(getattr(module, "variance_epsilon", None), float) and isinstance(
         getattr(module, "weight", None), Tensor
     )

@@ -25,7 +25,7 @@ from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.errors import ConfigError
-from lmlab.ranks import is_spread
+from lmlab.ranks import any_spread
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
 
@@ -123,7 +123,7 @@ class CausalLMAdapter(BaseAdapter):
         return self.packs
 
     def _decodes(self) -> bool:
-        if is_spread(next(self.model.parameters())):  # its layers are whole only while the model itself calls them
+        if any_spread(self.model.parameters()):
             return False
         if self.decodes is None:
             with evaluating(self.model):
