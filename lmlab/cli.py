@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
 import io
 import json
 import os
@@ -23,20 +21,11 @@ def program() -> NoReturn:
     """`main` as a process of its own. By the time it returns all is saved: an interrupt while it ends says no more."""
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end(status)
+    if "RANK" in os.environ:
+        from lmlab.ranks import end
 
-
-def end(status: int) -> NoReturn:
-    """End this process without taking the interpreter apart, which takes half a second once torch is there.
-
-    Of several processes that train together one in fifteen died of it: threads of the process group that come to Python
-    in that moment abort it, and torchrun takes a run for failed that had done all its work.
-    """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read them has gone
-            stream.flush()
-    os._exit(status)
+        end(status)
+    raise SystemExit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

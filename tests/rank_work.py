@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lmlab import cli, lab, ranks
+from lmlab import lab, ranks
 from lmlab.errors import UsageError
 from lmlab.optim import optimizer_tensors
 from lmlab.trainer import Trainer
@@ -89,7 +89,7 @@ def main() -> None:
         name = f"{job['name']}.rank-{ranks.join().rank}.json"
         (path.parent / name).write_text(json.dumps(saw), encoding="utf-8")
     ranks.leave()
-    cli.end(0)
+    ranks.end(0)
 
 
 if __name__ == "__main__":

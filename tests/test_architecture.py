@@ -43,6 +43,7 @@ LEVELS = [
         "adapters.head",
         "adapters.fused",
         "adapters.attention",
+        "adapters.decoding",
     },
     {"record", "adapters.base", "adapters.pretrained"},
     {"adapters.custom", "adapters.huggingface", "comparison", "evaluate", "runs_table", "views"},

@@ -188,16 +188,33 @@ def test_an_interrupt_while_a_program_ends_says_nothing(capfd: pytest.CaptureFix
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_program_ends_without_taking_the_interpreter_apart() -> None:
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_of_several_processes_each_ends_without_taking_its_interpreter_apart(size: str) -> None:
     """Threads of a process group that come to Python meanwhile abort the process; what is registered for the end runs."""
     ending = (
         "import atexit, os, sys\nfrom lmlab import cli\nsys.argv = ['main.py', 'model-info', 'nobody']\n"
-        "class Late:\n    def __del__(self): os.abort()\n"
+        "class Late:\n    def __del__(self): os.write(2, b'taken apart')\n"
         "late = Late()\natexit.register(print, 'the last word')\ncli.program()"
     )
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": size}
     done = subprocess.run(
-        [sys.executable, "-c", ending], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, "the last word\n")
+        [sys.executable, "-c", ending],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == (1 if size == "1" else 2)
+    assert done.stdout == "the last word\n"
     assert done.stderr.startswith("error: ")
-    assert "nobody" in done.stderr
+    assert done.stderr.endswith("taken apart") == (size == "1")
+
+
+def test_a_program_run_in_another_ones_interpreter_leaves_it_alive() -> None:
+    """As `%run main.py` does in a notebook."""
+    code = (
+        "import runpy, sys\nsys.argv = ['main.py', 'list-runs']\n"
+        "try:\n    runpy.run_path('main.py', run_name='__main__')\nexcept SystemExit as end:\n    print('ended', end.code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.endswith("ended 0\n")
