@@ -32,7 +32,36 @@ class AdamW(Direct, torch.optim.AdamW):
 
 
 class Muon(Direct, torch.optim.Muon):
-    """torch's Muon, called directly."""
+    """Muon in the precision of the run: its products are those of autocast, where torch's own are bf16 anywhere.
+
+    Newton and Schulz's iterations have the same coefficients; on a processor without units for bf16 they take a third
+    of the time in fp32. The update has the size of AdamW's (Liu et al. 2025).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state, momentum, learning_rate = self.state[matrix], group["momentum"], group["lr"]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                update = orthogonal(matrix.grad.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"])
+                matrix.mul_(1 - learning_rate * group["weight_decay"])
+                matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * learning_rate)
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], n_iterations: int) -> Tensor:
+    """Bring all singular values of a matrix near 1 (to 0.7 to 1.2 or so) by the quintic iteration of Jordan (2024)."""
+    a, b, c = coefficients
+    wide = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+    wide = wide / wide.norm().clamp_min(1e-7)  # no singular value above 1
+    for _ in range(n_iterations):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if matrix.size(0) <= matrix.size(1) else wide.T
 
 
 def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -70,14 +99,7 @@ class MuonWithAdamW(Direct):
         super().__init__([p for _, p in named], {"lr": config.learning_rate})
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            self.optimizers.append(
-                Muon(
-                    matrices,
-                    lr=config.learning_rate,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
         if others:
             self.optimizers.append(adamw(others, config))
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]

@@ -102,7 +102,8 @@ class Trainer:
             loss = self._gradients(batch)
         gradient_norm = self._clip()
         self._refuse_non_finite(loss, gradient_norm, batch)
-        self.optimizer.step()
+        with devices.autocast(self.precision, self.device):  # what Muon multiplies; AdamW has no products
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         devices.synchronize(self.device)
         self.step += 1

@@ -119,6 +119,26 @@ def test_muon_steps_in_a_direction_without_scale() -> None:
     assert float(values.mean()) == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (8, 8)])
+def test_muon_is_that_of_torch_in_the_precision_of_the_run(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    weights = {name: nn.Parameter(start.clone()) for name in ("fp32", "bf16", "torch")}
+    settings = config(optimizer="muon", learning_rate=0.01, weight_decay=0.1)
+    ours = {name: MuonWithAdamW([("up", weights[name])], settings) for name in ("fp32", "bf16")}
+    theirs = torch.optim.Muon([weights["torch"]], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for weight in weights.values():
+            weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(10 + step))
+        theirs.step()
+        ours["fp32"].step()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ours["bf16"].step()
+    moved = (weights["torch"] - start).detach().norm()
+    for name in ours:
+        assert float((weights[name] - weights["torch"]).detach().norm() / moved) < 0.02  # what bf16 rounds off
+    assert not torch.equal(weights["fp32"], weights["bf16"])
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_the_state_goes_through_tensors_bit_for_bit(name: str, at: int) -> None:

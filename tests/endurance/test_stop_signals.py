@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
 PHASES = {
     "training": "training_step", "evaluation": "evaluate", "sampling": "sample", "saving": "save_checkpoint",
 }  # fmt: skip
+LONGEST = {"training": 0.004, "evaluation": 0.02, "sampling": 0.015, "saving": 0.03}  # seconds of a phase
 MARK = struct.Struct("=10sbd")
 
 
@@ -77,9 +78,7 @@ def phase_at(moment: float, marks: list[tuple[str, int, float]]) -> str:
     return inside[-1] if inside else ""
 
 
-def interrupt_once(
-    arguments: list[str], number: int, phase: str, draw: random.Random, longest: float
-) -> tuple[Any, ...]:
+def interrupt_once(arguments: list[str], number: int, phase: str, draw: random.Random) -> tuple[Any, ...]:
     """Run the command line, and send it a signal in a phase: its exit status, when the signal came, and in which phase."""
     reading, writing = os.pipe()
 
@@ -98,7 +97,7 @@ def interrupt_once(
     while left and (mark := next_mark(reading)) is not None:
         marks.append(mark)
         left -= mark[0] == phase and mark[1] > 0
-    time.sleep(draw.uniform(0, longest))
+    time.sleep(draw.uniform(0, LONGEST[phase]))
     sent = time.time()
     os.kill(pid, number)
     while (mark := next_mark(reading)) is not None:
@@ -112,7 +111,6 @@ def interrupt_20_times_in_each_phase(corpus: str) -> None:
     Path("config.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in CONFIG.items()), "utf-8")
     straight = lab.run("config.yaml", corpus, run_name="straight", runs_dir="runs", listeners=[]).folder
     expected, end = told_after(straight, -1), checkpoint.newest(straight / "checkpoints")[0]
-    longest = {"training": 0.004, "evaluation": 0.02, "sampling": 0.015, "saving": 0.03}
     hits, attempts = dict.fromkeys(PHASES, 0), 0
     for phase in PHASES:
         while hits[phase] < 20:
@@ -120,7 +118,7 @@ def interrupt_20_times_in_each_phase(corpus: str) -> None:
             assert attempts < 400, hits
             name, number = f"r{attempts}", (signal.SIGTERM, signal.SIGINT)[hits[phase] % 2]
             arguments = ["--config", "config.yaml", "--data", corpus, "--run-name", name, "--runs-dir", "runs"]
-            status, sent, hit = interrupt_once(arguments, number, phase, draw, longest[phase])
+            status, sent, hit = interrupt_once(arguments, number, phase, draw)
             hits[phase] += hit == phase
             check_an_interrupted_run(Path("runs") / name, status, number, sent)
             resumed = lab.resume(name, runs_dir="runs", listeners=[])
@@ -130,8 +128,16 @@ def interrupt_20_times_in_each_phase(corpus: str) -> None:
 
 
 def check_an_interrupted_run(folder: Path, status: int, number: int, sent: float) -> None:
-    """It ended with the signal's status, saved where it stood, and did not go on for more than the step at hand."""
+    """It ended with the signal's status, said how to go on, and left what it should."""
     assert status == 128 + number, Path("said.txt").read_text()
+    said = Path("said.txt").read_text().splitlines()
+    step = check_a_stopped_log(folder, sent)
+    assert f"stopped at step {step}; go on with: python main.py --resume {folder}" in said
+    assert not any(line.startswith(("Traceback", "error:")) for line in said)
+
+
+def check_a_stopped_log(folder: Path, sent: float) -> int:
+    """A run saved where it stood, and did not go on for more than the step at hand; returns the step."""
     log = events.read(folder / "log.jsonl")
     assert (log[-1]["event"], log[-1]["status"]) == ("run_end", "stopped")
     steps = [event for event in log if event["event"] == "step"]
@@ -139,9 +145,7 @@ def check_an_interrupted_run(folder: Path, status: int, number: int, sent: float
     assert len(after) <= 1
     saved, refused = checkpoint.newest(folder / "checkpoints")
     assert (saved.step, refused) == (len(steps), [])
-    said = Path("said.txt").read_text().splitlines()
-    assert f"stopped at step {saved.step}; go on with: python main.py --resume {folder}" in said
-    assert not any(line.startswith(("Traceback", "error:")) for line in said)
+    return saved.step
 
 
 def test_20_signals_in_each_phase(nursery: Nursery, corpus: Path) -> None:
