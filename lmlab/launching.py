@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -41,7 +43,11 @@ def launch(
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    logs: str | None = None
+    torchrun: list[str] = []
+    if processes > 1:
+        logs = tempfile.mkdtemp(prefix="lmlab-ranks-")  # else torchrun makes one, and leaves it
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]
     command = [
         sys.executable,
         *torchrun,
@@ -70,9 +76,16 @@ def launch(
             env=environment,
             start_new_session=True,
         )
-    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie behind when it ends
+    threading.Thread(target=tidy_up_after, args=(process, logs), daemon=True).start()
     wait_for_start(process, folder, output)
     return Run(folder)
+
+
+def tidy_up_after(process: subprocess.Popen[bytes], logs: str | None) -> None:
+    """When a process ends, let it go, so that it is no zombie, and remove torchrun's folder where it has one."""
+    process.wait()
+    if logs is not None:
+        shutil.rmtree(logs, ignore_errors=True)
 
 
 def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:

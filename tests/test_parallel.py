@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -409,7 +411,10 @@ def test_a_rank_killed_while_saving_comes_back_by_itself(pair: Bench, flags: Cal
 # --- from a notebook --------------------------------------------------------------------------------------------------
 
 
-def test_a_launched_run_of_two_is_attached_to_stopped_and_resumed(pair: Bench) -> None:
+def test_a_launched_run_of_two_is_attached_to_stopped_and_resumed(
+    pair: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     arguments = pair.training("launched", {**MANY, "max_steps": 1_000_000})
     launched = lmlab.launch(processes=2, **arguments)
     try:
@@ -419,6 +424,10 @@ def test_a_launched_run_of_two_is_attached_to_stopped_and_resumed(pair: Bench) -
     finally:
         launched.stop()
     assert launched.status == "stopped"
+    deadline = time.monotonic() + 30
+    while list(tmp_path.glob("lmlab-ranks-*")):  # torchrun ends after its ranks
+        assert time.monotonic() < deadline, "torchrun's folder is left"
+        time.sleep(0.05)
     assert launched.newest_checkpoint is not None
     saved = checkpoint.load(launched.newest_checkpoint)
     assert saved.step == launched.step < 300

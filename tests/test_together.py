@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import tiny_models
 import torch
 import yaml
 from safetensors import safe_open
+from torchrun import MAIN, worked
 
 from lmlab import hub, memory, planning, rehearsal, shares, together
 from lmlab.adapters.custom import CustomTransformerAdapter
@@ -270,15 +268,13 @@ def test_a_rehearsal_that_fails_leaves_no_process_group(tmp_path: Path):
 # --- the real thing
 
 
-def test_two_real_processes_hold_and_save_what_is_planned(tmp_path: Path, corpus: Path):
+def test_two_real_processes_hold_and_save_what_is_planned(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = written(tmp_path, parallel="fsdp", batch_size=2, max_steps=1, seed=1)
     found = plan(path, corpus, 2, "fsdp")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, ROOT / "main.py", "--config", path, "--data", corpus, "--run-name", "real"],
-        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    worked(2, MAIN, "--config", path, "--data", corpus, "--run-name", "real", timeout=240)
     saved = tmp_path / "runs" / "real" / "checkpoints" / "step-00000001"
     sizes = []
     for number in (1, 2):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def started(
     size: int, script: Path, *arguments: object, max_restarts: int = 0, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
     """`torchrun --nproc-per-node SIZE SCRIPT ...` while the block lasts; what is left of it then is killed."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    logs = tempfile.TemporaryDirectory(prefix="lmlab-ranks-")  # else torchrun makes one, and leaves it
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", f"--log-dir={logs.name}"]
     command = [sys.executable, *torchrun, f"--max-restarts={max_restarts}", str(script), *map(str, arguments)]
     process = subprocess.Popen(
         command,
@@ -75,6 +77,7 @@ def started(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate()
+        logs.cleanup()
 
 
 def torchrun(
