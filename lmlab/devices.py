@@ -104,8 +104,11 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
+    trim_threshold, mmap_threshold, small = -1, -3, 1  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST
+    if mallopt is None or not (mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30)):
+        return False
+    mallopt(small, 0)  # scraps between freed tensors join them, else the next ones of their size do not fit in there
+    return True
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

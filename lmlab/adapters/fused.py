@@ -29,7 +29,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_() / x.size(-1)
         factor = mean_square.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_D, factor)
-        return (x * factor * weight_D).to(product_type(x))
+        return (x * factor).mul_(weight_D).to(product_type(x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -37,8 +37,8 @@ class RootMeanSquareNorm(torch.autograd.Function):
         normal, dy = x * factor, gradients[0].float()
         d_weight_D = (dy * normal).flatten(0, -2).sum(dim=0)
         dy = dy * weight_D
-        along = (dy * normal).mean(dim=-1, keepdim=True)
-        return (dy.addcmul_(normal, along, value=-1).mul_(factor)).to(x.dtype), d_weight_D, None
+        along = torch.linalg.vecdot(dy, normal)[..., None].div_(x.size(-1))
+        return dy.addcmul_(normal, along, value=-1).mul_(factor).to(x.dtype), d_weight_D, None
 
 
 class GatedFeedForward(torch.autograd.Function):
@@ -51,7 +51,7 @@ class GatedFeedForward(torch.autograd.Function):
         gated_NF, raised_NF = x_ND @ gate_FD.to(dtype).mT, x_ND @ up_FD.to(dtype).mT
         ctx.save_for_backward(x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF)
         ctx.shape, ctx.dtype = shape, x.dtype
-        return ((F.silu(gated_NF) * raised_NF) @ down_DF.to(dtype).mT).view(*shape[:-1], -1)
+        return (F.silu(gated_NF).mul_(raised_NF) @ down_DF.to(dtype).mT).view(*shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,7 +61,7 @@ class GatedFeedForward(torch.autograd.Function):
         active_NF = F.silu(gated_NF)
         d_down_DF = dy_ND.mT @ (active_NF * raised_NF)
         d_NF = dy_ND @ down_DF.to(dtype)
-        d_raised_NF = d_NF * active_NF
+        d_raised_NF = active_NF.mul_(d_NF)
         d_gated_NF = torch.ops.aten.silu_backward(d_NF.mul_(raised_NF), gated_NF)
         dx_ND = d_gated_NF @ gate_FD.to(dtype)
         dx_ND.addmm_(d_raised_NF, up_FD.to(dtype))
