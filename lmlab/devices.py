@@ -99,7 +99,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for what comes next, once per process; returns whether it could be asked to.
 
     By default every tensor above some MB is given back to the system and its successor faulted in anew, page by page,
-    which takes up to half of a step. The process then stays as large as it was at its largest.
+    which takes up to half of a step. The process then stays as large as it was at its largest. Scraps that the allocator
+    cuts off around a tensor join it when it is freed; else the next tensor of its size would not fit in its place.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -107,7 +108,7 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_threshold, small = -1, -3, 1  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST
     if mallopt is None or not (mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30)):
         return False
-    mallopt(small, 0)  # scraps between freed tensors join them, else the next ones of their size do not fit in there
+    mallopt(small, 0)
     return True
 
 

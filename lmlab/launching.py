@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lmlab.config import find_runs_dir
+from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
 from lmlab.record import LOG
@@ -43,33 +43,16 @@ def launch(
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    logs: str | None = None
-    torchrun: list[str] = []
+    output = folder.parent / f".{folder.name}.out"
+    environment, torchrun, logs = dict(os.environ), [], None
     if processes > 1:
         logs = tempfile.mkdtemp(prefix="lmlab-ranks-")  # else torchrun makes one, and leaves it
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]
-    command = [
-        sys.executable,
-        *torchrun,
-        "-m",
-        "lmlab.cli",
-        "--run-name",
-        folder.name,
-        "--runs-dir",
-        str(folder.parent.resolve()),
-    ]
-    for flag, value in (("--data", data), ("--models-dir", models_dir)):
-        command += [] if value is None else [flag, str(value)]
-    defaults = type(resolved)().to_dict()
-    for name, value in resolved.to_dict().items():
-        command += [] if value == defaults[name] else ["--set", f"{name}={json.dumps(value)}"]
-    output = folder.parent / f".{folder.name}.out"
-    environment = dict(os.environ)
-    if processes > 1:  # else torchrun gives each one thread, whatever the machine has
+        # else torchrun gives each one thread, whatever the machine has
         environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            command,
+            [sys.executable, *torchrun, "-m", "lmlab.cli", *arguments(folder, resolved, data, models_dir)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -79,6 +62,19 @@ def launch(
     threading.Thread(target=tidy_up_after, args=(process, logs), daemon=True).start()
     wait_for_start(process, folder, output)
     return Run(folder)
+
+
+def arguments(
+    folder: Path, config: TrainingConfig, data: str | Path | None, models_dir: str | Path | None
+) -> list[str]:
+    """The command line that trains a config in a folder; it names what is not the default."""
+    found = ["--run-name", folder.name, "--runs-dir", str(folder.parent.resolve())]
+    for flag, given in (("--data", data), ("--models-dir", models_dir)):
+        found += [] if given is None else [flag, str(given)]
+    defaults = TrainingConfig().to_dict()
+    for name, value in config.to_dict().items():
+        found += [] if value == defaults[name] else ["--set", f"{name}={json.dumps(value)}"]
+    return found
 
 
 def tidy_up_after(process: subprocess.Popen[bytes], logs: str | None) -> None:

@@ -32,11 +32,12 @@ class AdamW(Direct, torch.optim.AdamW):
 
 
 class Muon(Direct, torch.optim.Muon):
-    """Muon in the precision of the run: its products are those of autocast, where torch's own are bf16 anywhere.
+    """Muon that multiplies in `dtype`, the precision of the run; torch's own does in bf16 on any machine.
 
-    Newton and Schulz's iterations have the same coefficients; on a processor without units for bf16 they take a third
-    of the time in fp32. The update has the size of AdamW's (Liu et al. 2025).
+    The coefficients of its iterations are torch's. The update has the size of AdamW's (Liu et al. 2025).
     """
+
+    dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -48,7 +49,8 @@ class Muon(Direct, torch.optim.Muon):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                update = orthogonal(matrix.grad.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"])
+                update = matrix.grad.lerp(average, momentum).to(self.dtype)
+                update = orthogonal(update, group["ns_coefficients"], group["ns_steps"])
                 matrix.mul_(1 - learning_rate * group["weight_decay"])
                 matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * learning_rate)
 
@@ -118,6 +120,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Give every group the learning rate of the coming update."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def set_precision(optimizer: torch.optim.Optimizer, precision: str) -> None:
+    """Let what multiplies matrices do so in a precision, "bf16" or "fp32". AdamW multiplies none."""
+    for part in parts(optimizer):
+        if isinstance(part, Muon):
+            part.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def learning_rate_at(step: int, config: TrainingConfig, decay_steps: int) -> float:

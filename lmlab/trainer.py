@@ -30,6 +30,7 @@ from lmlab.optim import (
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
+    set_precision,
 )
 from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import Transformer
@@ -68,6 +69,7 @@ class Trainer:
         self.device = next(self.model.parameters()).device
         self.world = ranks.join()
         self.precision = self.world.text(devices.resolve_precision(config.precision, self.device))
+        set_precision(optimizer, self.precision)
         if self.device.type == "cpu":
             devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
@@ -102,8 +104,7 @@ class Trainer:
             loss = self._gradients(batch)
         gradient_norm = self._clip()
         self._refuse_non_finite(loss, gradient_norm, batch)
-        with devices.autocast(self.precision, self.device):  # what Muon multiplies; AdamW has no products
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         devices.synchronize(self.device)
         self.step += 1

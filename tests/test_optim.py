@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from lmlab.config import TrainingConfig
 from lmlab.optim import (
+    Muon,
     MuonWithAdamW,
     create_optimizer,
     learning_rate_at,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
+    set_precision,
 )
+from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
 
 
@@ -125,18 +128,29 @@ def test_muon_is_that_of_torch_in_the_precision_of_the_run(shape: tuple[int, int
     weights = {name: nn.Parameter(start.clone()) for name in ("fp32", "bf16", "torch")}
     settings = config(optimizer="muon", learning_rate=0.01, weight_decay=0.1)
     ours = {name: MuonWithAdamW([("up", weights[name])], settings) for name in ("fp32", "bf16")}
+    for name, optimizer in ours.items():
+        set_precision(optimizer, name)
     theirs = torch.optim.Muon([weights["torch"]], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(5):
         for weight in weights.values():
             weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(10 + step))
         theirs.step()
-        ours["fp32"].step()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            ours["bf16"].step()
+        for optimizer in ours.values():
+            optimizer.step()
     moved = (weights["torch"] - start).detach().norm()
-    for name in ours:
-        assert float((weights[name] - weights["torch"]).detach().norm() / moved) < 0.02  # what bf16 rounds off
-    assert not torch.equal(weights["fp32"], weights["bf16"])
+    away = {name: float((weights[name] - weights["torch"]).detach().norm() / moved) for name in ours}
+    assert away["bf16"] < 1e-6
+    assert 1e-5 < away["fp32"] < 0.02  # what bf16 rounds off
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_trainer_gives_muon_its_precision(precision: str, dtype: torch.dtype) -> None:
+    model, settings = tiny(), config(optimizer="muon", precision=precision)
+    optimizer = create_optimizer(model, settings)
+    Trainer(model, optimizer, settings)
+    assert isinstance(optimizer, MuonWithAdamW)
+    (muon,) = (part for part in optimizer.optimizers if isinstance(part, Muon))
+    assert muon.dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -64,11 +64,9 @@ class PlainHeadLoss(torch.autograd.Function):
             d_logits_CV.scatter_add_(1, index_C1, -torch.ones_like(normaliser_C1))
             d_logits_CV = d_logits_CV.masked_fill_(~counted_C1, 0.0).to(dtype)
             torch.mm(d_logits_CV, matrix_VD, out=out_CD)
-            if d_weight_VD is None:
-                continue
-            if dtype == d_weight_VD.dtype:
+            if d_weight_VD is not None and d_weight_VD.dtype == dtype:
                 d_weight_VD.addmm_(d_logits_CV.mT, chunk_CD)
-            else:
+            elif d_weight_VD is not None:
                 d_weight_VD += d_logits_CV.mT @ chunk_CD
         ctx.hidden_dtype = hidden_ND.dtype
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_kernel import Kernel, kernels
 from test_resume import told_after
-from test_stop_signals import CONFIG, LONGEST, PHASES, check_a_stopped_log, next_mark, phase_at
+from test_stop_signals import CONFIG, PHASES, check_a_stopped_log, next_mark, phase_at, wait_for
 
 from lmlab import checkpoint
 from lmlab.proof import differing_tensor
@@ -39,22 +40,16 @@ class MarkedKernel:
         """The marks that are waiting in the pipe."""
         os.set_blocking(self.pipe, False)
         found = []
-        try:
+        with contextlib.suppress(BlockingIOError):
             while (mark := next_mark(self.pipe)) is not None:
                 found.append(mark)
-        except BlockingIOError:
-            pass
         return found
 
     def interrupt_once(self, name: str, phase: str, draw: random.Random) -> tuple[float, str]:
         """Run a cell that trains, and press the button in a phase: when that was, and which phase it hit."""
         cell = self.kernel.begin(f"run = lab.run(settings, data, run_name={name!r})", status="run.status")
         os.set_blocking(self.pipe, True)
-        marks, left = [], draw.randint(2, 6) if phase == "training" else draw.randint(1, 2)
-        while left and (mark := next_mark(self.pipe)) is not None:
-            marks.append(mark)
-            left -= mark[0] == phase and mark[1] > 0
-        time.sleep(draw.uniform(0, LONGEST[phase]))
+        marks = wait_for(phase, self.pipe, draw)
         sent = time.time()
         self.kernel.manager.interrupt_kernel()
         reply, _ = self.kernel.finish(cell)

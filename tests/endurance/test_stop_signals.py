@@ -65,6 +65,16 @@ def next_mark(pipe: int) -> tuple[str, int, float] | None:
     return phase.rstrip(b"\0").decode(), way, at
 
 
+def wait_for(phase: str, pipe: int, draw: random.Random) -> list[tuple[str, int, float]]:
+    """Wait for a random moment in a phase, not always the first of its kind; returns the marks that came meanwhile."""
+    marks, left = [], draw.randint(2, 6) if phase == "training" else draw.randint(1, 2)
+    while left and (mark := next_mark(pipe)) is not None:
+        marks.append(mark)
+        left -= mark[0] == phase and mark[1] > 0
+    time.sleep(draw.uniform(0, LONGEST[phase]))
+    return marks
+
+
 def phase_at(moment: float, marks: list[tuple[str, int, float]]) -> str:
     """The innermost phase that ran at a moment; empty outside of all."""
     inside: list[str] = []
@@ -93,11 +103,7 @@ def interrupt_once(arguments: list[str], number: int, phase: str, draw: random.R
 
     pid = fork(work)
     os.close(writing)
-    marks, left = [], draw.randint(2, 6) if phase == "training" else draw.randint(1, 2)
-    while left and (mark := next_mark(reading)) is not None:
-        marks.append(mark)
-        left -= mark[0] == phase and mark[1] > 0
-    time.sleep(draw.uniform(0, LONGEST[phase]))
+    marks = wait_for(phase, reading, draw)
     sent = time.time()
     os.kill(pid, number)
     while (mark := next_mark(reading)) is not None:
