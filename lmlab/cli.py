@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lmlab.arguments import parse
@@ -152,12 +152,14 @@ def train_on(options: argparse.Namespace) -> int:
     from lmlab import lab
     from lmlab.console import Console
 
+    console = Console()
     arguments: dict[str, Any] = {
         "config": options.config,
         "data": options.data,
         "runs_dir": options.runs_dir,
         "models_dir": options.models_dir,
-        "listeners": [Console()],
+        "listeners": [console],
+        "on_ready": say_plan(console),
         **settings(options),
     }
     if options.model_name is None:
@@ -174,16 +176,21 @@ def train_new(options: argparse.Namespace) -> int:
     if options.model_name is not None:
         overrides["model_name"] = options.model_name
     config = config.updated(**overrides) if overrides else config
-    from lmlab import lab, planning
+    from lmlab import lab
     from lmlab.console import Console
 
     trainer = lab.build(
         config, options.data, run_name=options.run_name, runs_dir=options.runs_dir, models_dir=options.models_dir
     )
     console = Console()
-    if trainer.world.leads:
-        console.say(str(planning.plan(trainer)))
-    return finish(lab.execute(trainer, [console]))
+    return finish(lab.execute(trainer, [console], on_ready=say_plan(console)))
+
+
+def say_plan(console: Any) -> Callable[[Any], None]:
+    """What says, of a Trainer that is ready, what is to come."""
+    from lmlab import planning
+
+    return lambda trainer: console.say(str(planning.plan(trainer)))
 
 
 def finish(run: Any) -> int:

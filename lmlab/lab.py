@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -170,11 +170,15 @@ def execute(
     resumed_from: Path | None = None,
     warnings: Sequence[str] = (),
     models_dir: str | Path | None = None,
+    on_ready: Callable[[Trainer], None] | None = None,
 ) -> Run:
     """Run a Trainer in its folder and return the `Run`. listeners: None shows a live view.
 
-    A run that is to be registered under a name is, once it completes, whether in one session or in several.
+    on_ready: called with the Trainer, on rank 0, before anything is written. A run that is to be registered under a
+    name is, once it completes, whether in one session or in several.
     """
+    if on_ready is not None and trainer.world.leads:
+        on_ready(trainer)
     if listeners is None and trainer.world.leads:
         from lmlab.views.live import live_listener
 
@@ -209,13 +213,14 @@ def resume(
     runs_dir: str | Path | None = None,
     models_dir: str | Path | None = None,
     listeners: Sequence[Listener] | None = None,
+    on_ready: Callable[[Trainer], None] | None = None,
     **overrides: Any,
 ) -> Run:
     """Go on with a run, bit for bit as if it had not been interrupted.
 
     where: a checkpoint folder, a run folder or a run id; a run means its newest checkpoint that verifies. config and
-    overrides: what to change, `max_steps` above all. A run that is done already is returned as it is. Raises
-    UsageError where a change contradicts the weights or the data, naming both values.
+    overrides: what to change, `max_steps` above all. on_ready: see `execute`. A run that is done already is returned as
+    it is. Raises UsageError where a change contradicts the weights or the data, naming both values.
     """
     runs = find_runs_dir(runs_dir)
     saved, warnings = find_together(where, runs, ranks.join())
@@ -229,7 +234,7 @@ def resume(
     name = saved.state.get("register_as")
     if name is not None and name in Registry(models_dir).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
-    return execute(trainer, listeners, resumed_from=saved.folder, warnings=warnings, models_dir=models_dir)
+    return execute(trainer, listeners, saved.folder, warnings, models_dir=models_dir, on_ready=on_ready)
 
 
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
@@ -254,6 +259,7 @@ def branch(
     runs_dir: str | Path | None = None,
     models_dir: str | Path | None = None,
     listeners: Sequence[Listener] | None = None,
+    on_ready: Callable[[Trainer], None] | None = None,
     **overrides: Any,
 ) -> Run:
     """A new run from step 0 with a checkpoint's weights and a fresh optimizer, registered as `name` when it completes.
@@ -265,8 +271,8 @@ def branch(
     world = ranks.join()
     saved, _ = find_together(where, find_runs_dir(runs_dir), world)
     if name in (saved_config(saved).model_name, saved.state.get("register_as")):
-        folders = {"runs_dir": runs_dir, "models_dir": models_dir}
-        return resume(where, config=config, data=data, listeners=listeners, **folders, **overrides)
+        arguments: dict[str, Any] = {"runs_dir": runs_dir, "models_dir": models_dir, "on_ready": on_ready, **overrides}
+        return resume(where, config=config, data=data, listeners=listeners, **arguments)
     if check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
     merged = merge_config(saved, named_fields(read_config(config), overrides), branch=True)
@@ -301,7 +307,7 @@ def branch(
         seed=seed,
         facts=facts,
     )
-    return execute(trainer, listeners, models_dir=models_dir)
+    return execute(trainer, listeners, models_dir=models_dir, on_ready=on_ready)
 
 
 def finetune(

@@ -437,6 +437,7 @@ class Trainer:
         self.random.state = {**self.random.state, **parallel.own_states(rng, self.world)}
         if self.config.precision == "auto" and state["device"] == self.device.type:
             self.precision = state["precision"]  # what it was resolved to, on this machine or another one
+            set_precision(self.optimizer, self.precision)
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.best_val_loss = infinite_if_none(state["best_val_loss"])

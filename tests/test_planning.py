@@ -80,6 +80,20 @@ def test_training_from_the_command_line_prints_the_plan_first(lab_command, tiny_
     assert not any(line.startswith("plan: ") for line in lines[1:])
 
 
+def test_resuming_and_branching_say_what_is_left_first(lab_command, tiny_yaml: Path, corpus: Path):
+    done = lab_command("--config", tiny_yaml, "--data", corpus, "--max-steps", 2, "--run-name", "first")
+    assert done.returncode == 0, done.stderr
+    tokens = 4 * 16
+    for arguments, steps in ((("--max-steps", 5), 3), (("--model-name", "branch", "--max-steps", 4), 4)):
+        done = lab_command("--resume", "first", *arguments)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith("plan: ")
+        assert f" parameters, {steps * tokens} tokens (" in lines[0]
+    done = lab_command("--resume", "first")
+    assert done.stdout.startswith("the run first is done")
+
+
 # --- validate-config
 
 

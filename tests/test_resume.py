@@ -16,6 +16,7 @@ from tiny_config import TINY
 from lmlab import checkpoint, devices, events, hub, lab
 from lmlab.data import Batch
 from lmlab.errors import CheckpointError, DataError, RunError, UsageError
+from lmlab.optim import Muon, parts
 from lmlab.proof import TIMINGS, differing_tensor
 from lmlab.trainer import Trainer
 
@@ -195,8 +196,11 @@ def test_the_precision_of_the_run_is_taken_up_again(
     for fast in (True, False):  # as on another machine
         monkeypatch.setattr(devices, "has_fast_bf16", lambda _, fast=fast: fast)
         if fast:
-            lab.run({**TINY, "max_steps": 2}, corpus, run_name="moved", listeners=[])
+            run = lab.run({**TINY, "max_steps": 2, "optimizer": "muon"}, corpus, run_name="moved", listeners=[])
         else:
+            trainer = Trainer.from_checkpoint(run.folder / "checkpoints" / "step-00000002")
+            (muon,) = (part for part in parts(trainer.optimizer) if isinstance(part, Muon))
+            assert muon.dtype == torch.bfloat16
             lab.resume("moved", max_steps=3, listeners=[])
     starts = [
         event for event in events.read(tmp_path / "runs" / "moved" / "log.jsonl") if event["event"] == "run_start"
