@@ -72,8 +72,8 @@ def build(
     world.agree("text to train on", corpus.sha256)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
-    adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir).to(devices.pick_device())
-    parallel.spread(adapter, config)
+    adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir)
+    parallel.spread(adapter, config, devices.pick_device())
     optimizer = create_optimizer(adapter.model, config)
     facts = {
         "run_id": folder.name,
@@ -282,9 +282,9 @@ def branch(
     world.agree("text to train on", corpus.sha256)
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
-    adapter = loading.load_adapter(saved.folder).to(devices.pick_device())
+    adapter = loading.load_adapter(saved.folder)
     loading.fit(adapter, tokenizer, merged)
-    parallel.spread(adapter, merged)
+    parallel.spread(adapter, merged, devices.pick_device())
     link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
     facts = {
         "run_id": folder.name,

@@ -49,16 +49,17 @@ def strategy_for(config: TrainingConfig, n_parameters: int, memory: int | None, 
     return strategy
 
 
-def spread(adapter: BaseAdapter, config: TrainingConfig) -> BaseAdapter:
-    """Deal an adapter's weights out over the ranks where the strategy is FSDP; else it stays as it is.
+def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -> BaseAdapter:
+    """Move an adapter to a device: whole, or, where the strategy is FSDP, this rank's share of its weights.
 
     Before the optimizer is made, which then keeps state for a rank's own rows alone. Raises ConfigError.
     """
-    world, device = ranks.join(), next(adapter.parameters()).device
+    world = ranks.join()
     world.agree("config", config.config_hash)
     strategy = strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size)
-    if world.text(str(strategy)) == "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
-        deal_out(adapter)
+    if world.text(str(strategy)) != "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
+        return adapter.to(device)
+    deal_out(adapter)  # group by group, so that an accelerator never holds the whole
     return adapter
 
 

@@ -30,7 +30,7 @@ class Share:
     """What the process with the largest share holds at the peak of a step, and sends in one update.
 
     windows: the least and the most windows of a micro-batch that one process gets. gathered: FSDP's whole weights and
-    gradients at their peak. start: before the weights are dealt out, when each has them all. memory: the peak of all.
+    gradients at their peak. start: while the weights are copied or dealt out. memory: the peak of all.
     all_gather, reduce_scatter, all_reduce: the sizes of the whole tensors of an update's collectives, added up.
     """
 
@@ -89,7 +89,9 @@ def share(
         # Gradients of micro-batches that are not sent are gathered beside the buckets, which DDP keeps throughout.
         gradients = weights * (2 if config.gradient_accumulation_steps > 1 else 1)
         optimizer = optimizer_bytes(shape, config, weights // FLOAT)
-    start = sum(whole) + (weights if strategy == "fsdp" else 0)
+    start = sum(whole)
+    if strategy == "fsdp":  # an accelerator is given one group after the other, and keeps its share of each
+        start = weights + (sum(whole) if device == "cpu" else max(whole))
     training = weights + gradients + optimizer + gathered + activations + allocator
     return Share(
         world_size=world_size,

@@ -410,11 +410,11 @@ class Trainer:
             own_config = TrainingConfig.from_dict(state["config"], source=str(saved.folder / "state.json"))
             if ranks.join().size == state.get("world_size", 1):
                 devices.set_threads(int(state["threads"]))
-            adapter = load_adapter(saved.folder).to(device or devices.pick_device())
+            adapter = load_adapter(saved.folder)
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
             if tokenizer is not None:
                 adapter.use_tokenizer(tokenizer)
-            parallel.spread(adapter, config or own_config)
+            parallel.spread(adapter, config or own_config, device or devices.pick_device())
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
             arguments.setdefault("facts", facts_of(state))

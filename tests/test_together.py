@@ -126,7 +126,9 @@ def test_what_is_held_and_sent_in_numbers():
     assert dealt.optimizer == 2 * dealt.weights
     assert dealt.gathered == FLOAT * (2 * 64 + 3 * 32)
     assert dealt.sent == 3 * 3 * dealt.weights
-    assert dealt.start == FLOAT * 112 + dealt.weights
+    assert dealt.start == FLOAT * 48 + dealt.weights
+    on_processors = shares.share(shape, config, groups, strategy="fsdp", **{**arguments, "device": "cpu"})
+    assert on_processors.start == FLOAT * 112 + dealt.weights
     copied = shares.share(shape, config, groups, strategy="ddp", **arguments)
     assert copied.weights == copied.gradients == copied.start == FLOAT * 112
     assert copied.gathered == 0
@@ -209,7 +211,8 @@ def test_what_does_not_fit_a_device_is_a_warning(tmp_path: Path, corpus: Path):
     (copied,) = plan(written(tmp_path, **wide), corpus, 8, "ddp", "H100").warnings()
     assert copied.startswith("each process needs about 103 GB, and has 80 GB of H100: ")
     assert "--strategy fsdp" in copied
-    (whole,) = plan(written(tmp_path, **wide, batch_size=512), corpus, 512, "fsdp", "L4").warnings()
+    assert plan(written(tmp_path, **wide, batch_size=512), corpus, 512, "fsdp", "L4").warnings() == []
+    (whole,) = plan(written(tmp_path, **wide, batch_size=512), corpus, 512, "fsdp").warnings()
     assert "every process has all weights at the start" in whole
 
 
