@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from lmlab.arguments import parse
@@ -122,7 +124,8 @@ def confirm(question: str, yes: bool) -> bool:
 
 def train(options: argparse.Namespace) -> int:
     """Train, resume or branch, alone or as one of torchrun's processes. Returns 128 + the signal that stopped it, else 0."""
-    from lmlab import ranks
+    with uncollected():
+        from lmlab import lab, planning, ranks  # noqa: F401 - all that training takes
 
     with ranks.losses_as_errors():
         try:
@@ -130,6 +133,18 @@ def train(options: argparse.Namespace) -> int:
             return train_new(options) if options.resume is None else train_on(options)
         finally:
             ranks.leave()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile: what importing makes stays, and looking through it takes a tenth of the start."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def go_on_after_restart(options: argparse.Namespace) -> None:
@@ -179,9 +194,9 @@ def train_new(options: argparse.Namespace) -> int:
     from lmlab import lab
     from lmlab.console import Console
 
-    trainer = lab.build(
-        config, options.data, run_name=options.run_name, runs_dir=options.runs_dir, models_dir=options.models_dir
-    )
+    folders = {"runs_dir": options.runs_dir, "models_dir": options.models_dir}
+    with uncollected():
+        trainer = lab.build(config, options.data, run_name=options.run_name, **folders)
     console = Console()
     return finish(lab.execute(trainer, [console], on_ready=say_plan(console)))
 

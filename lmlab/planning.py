@@ -64,7 +64,7 @@ def estimate(
     n_val: int,
     steps: int | None = None,
 ) -> Estimate:
-    """What training takes on a device, whose speed is measured in about 0.1 s. The adapter may be on the meta device."""
+    """What training takes on a device, whose speed is measured. The adapter may be on the meta device."""
     precision = devices.resolve_precision(config.precision, device)
     return memory.estimate(
         memory.shape_of(adapter.architecture()),
