@@ -44,14 +44,14 @@ def serve(work: Callable[[int], dict[str, Any]]) -> None:
 
 
 class Program:
-    """A script in a process of its own. Its anonymous memory is watched: mapped files do not count."""
+    """A script in a process of its own. Its anonymous memory is watched while it works: mapped files do not count."""
 
     def __init__(self, script: str | Path, *arguments: str, **environment: str) -> None:
         command = [sys.executable, str(script), *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
         )
-        self.peak_memory, self._watching = 0, True
+        self.peak_memory, self._watching, self._works = 0, True, True
         self._watch = threading.Thread(target=self._watch_memory, daemon=True)
         self._watch.start()
         self._answer()
@@ -76,14 +76,17 @@ class Program:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
+        self._works = True
         while self.process.stdout is not None and (line := self.process.stdout.readline()):
             if line.startswith("{"):
+                self._works = False
                 return dict(json.loads(line))
         raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with status {self.process.wait()}")
 
     def _watch_memory(self) -> None:
         while self._watching and self.process.poll() is None:
-            self.peak_memory = max(self.peak_memory, anonymous_memory(self.process.pid))
+            if self._works:
+                self.peak_memory = max(self.peak_memory, anonymous_memory(self.process.pid))
             time.sleep(0.01)
 
 

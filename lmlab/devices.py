@@ -72,6 +72,12 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+def product_type(x: Tensor) -> torch.dtype:
+    """The type of matrix products of `x`: that of autocast where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def memory_of(device: torch.device) -> int | None:
     """Bytes of a device: an accelerator's own, else the machine's, or the container's where that is less.
 

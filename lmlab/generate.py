@@ -26,7 +26,7 @@ class Model(Protocol):
     end_of_text_id: int | None
     n_tokens: int | None
 
-    def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor: ...
+    def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor: ...
     def new_cache(self, batch_size: int) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
 
@@ -123,7 +123,7 @@ def generate(
         for _ in range(settings.max_new_tokens):
             if ids_BT.size(1) >= limit:
                 break
-            logits_BV = model.logits(fresh_BT if use_cache else ids_BT, cache)[:, -1, : model.n_tokens]
+            logits_BV = model.next_logits(fresh_BT if use_cache else ids_BT, cache)[:, : model.n_tokens]
             if begins_anew:  # what follows the end of a document does not see it
                 cache, begins_anew = model.new_cache(prompt_BT.size(0)), False
             next_B1 = choose(logits_BV, settings, generator)

@@ -23,7 +23,7 @@ from lmlab.shares import BUCKET
 
 BYTES_PER_WEIGHT = 16  # of training in fp32: the weight, its gradient, and AdamW's two moments
 FULLEST = 0.8  # share of a device's memory that these may take; the rest is for activations
-FORWARD = ("logits", "hidden_states", "unembed", "attentions")  # what runs the model besides `forward`
+FORWARD = ("logits", "next_logits", "hidden_states", "unembed", "attentions")  # what runs the model besides `forward`
 
 
 def strategy_for(config: TrainingConfig, n_parameters: int, memory: int | None, world_size: int) -> str | None:

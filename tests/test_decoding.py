@@ -40,6 +40,29 @@ def test_the_logits_are_those_of_transformers(tmp_path: Path, family: str) -> No
     assert cache.position == 20
 
 
+@pytest.mark.parametrize("family", [*ALIKE, *OTHERS])
+def test_the_next_tokens_logits_are_the_last_of_all(tmp_path: Path, family: str) -> None:
+    adapter = loaded(tmp_path, family)
+    ids_BT = ids(adapter, 12)
+    cache, other = adapter.new_cache(2), adapter.new_cache(2)
+    with torch.no_grad():
+        for part_BT in ids_BT.split([7, 1, 3, 1], dim=1):
+            expected_BV = adapter.logits(part_BT, cache)[:, -1]
+            torch.testing.assert_close(adapter.next_logits(part_BT, other), expected_BV, rtol=1e-5, atol=1e-5)
+        assert torch.equal(adapter.next_logits(ids_BT), adapter.logits(ids_BT)[:, -1])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_of_a_prompt_only_the_last_logits_are_made(tmp_path: Path, family: str) -> None:
+    adapter = loaded(tmp_path, family)
+    seen: list[int] = []
+    head = adapter.model.get_output_embeddings()
+    adapter.settle()
+    head.register_forward_hook(lambda module, arguments, output: seen.append(output.size(1)))
+    adapter.generate(ids(adapter, 9), SamplingSettings(3, temperature=0.0))
+    assert seen[-1] == 1
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_kinds_are_left_to_transformers(tmp_path: Path, family: str) -> None:
     adapter = loaded(tmp_path, family)

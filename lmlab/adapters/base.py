@@ -63,6 +63,10 @@ class BaseAdapter(nn.Module, ABC):
     def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
         """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
 
+    def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """logits_BV of the token that follows ids_BT, cache as for `logits`; those of the others need not be made."""
+        return self.logits(ids_BT, cache)[:, -1]
+
     @abstractmethod
     def new_cache(self, batch_size: int) -> Any:
         """An empty key-value cache for `logits`."""

@@ -46,6 +46,11 @@ class CustomTransformerAdapter(BaseAdapter):
         """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
         return self.model(ids_BT, cache=cache, segments_BT=None if cache is not None else self.segments(ids_BT))
 
+    def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """logits_BV of the token that follows ids_BT, cache as for `logits`."""
+        segments_BT = None if cache is not None else self.segments(ids_BT)
+        return self.model.head(self.model.hidden(ids_BT, cache, segments_BT)[:, -1])
+
     def new_cache(self, batch_size: int) -> Cache:
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
         return self.model.new_cache()

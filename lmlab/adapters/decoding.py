@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lmlab.adapters.fused import GATED
-from lmlab.transformer import turned
+from lmlab.transformer import factor, turned
 
 ROOM = 256  # tokens for which there is room at least, beyond those that were seen
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": GATED}
@@ -36,7 +36,7 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         factor = torch.addcmul(self.epsilon, length, length, value=1.0 / x.size(-1)).rsqrt_()
-        return (x * factor).to(x.dtype) * self.weight
+        return (x * factor).to(x.dtype).mul_(self.weight)
 
 
 class Layer:
@@ -48,7 +48,7 @@ class Layer:
             weights(getattr(attention, name)) for name in PARTS["self_attn"]
         )
         self.gate, self.up, self.down = (weights(getattr(mlp, name)) for name in PARTS["mlp"])
-        self.activate, self.scale = mlp.act_fn, attention.scaling
+        self.activate, self.scale = mlp.act_fn.forward, attention.scaling
         self.norms = [Norm(getattr(module, name)) for name in NORMS]
         self.head_norms = [Norm(getattr(attention, name)) for name in HEAD_NORMS if hasattr(attention, name)]
         self.keys_BGSK = self.values_BGSK = torch.empty(0)
@@ -60,31 +60,32 @@ class Layer:
         self.keys_BGSK, self.values_BGSK = F.pad(keys_BGSK, spare), F.pad(values_BGSK, spare)
 
     def __call__(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], position: int) -> Tensor:
-        """The residual stream after this layer, of the token at a position."""
+        """The residual stream of the token at a position after this layer, in the place of that before it."""
         before_attention, before_mlp = self.norms
-        x_BD = x_BD + self.attend(before_attention(x_BD), turn, position)
+        x_BD.add_(self.attend(before_attention(x_BD), turn, position))
         h_BD = before_mlp(x_BD)
-        h_BF = self.activate(F.linear(h_BD, *self.gate)) * F.linear(h_BD, *self.up)
-        return x_BD + F.linear(h_BF, *self.down)
+        h_BF = self.activate(product(h_BD, *self.gate)).mul_(product(h_BD, *self.up))
+        return x_BD.add_(product(h_BF, *self.down))
 
     def attend(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], position: int) -> Tensor:
         """What the token reads from all before it and itself."""
         B, G, room, K = self.keys_BGSK.shape
         if position == room:
             self.take(self.keys_BGSK, self.values_BGSK)
-        q_BH1K, k_BG1K = F.linear(x_BD, *self.query).view(B, -1, 1, K), F.linear(x_BD, *self.key).view(B, G, 1, K)
+        qk_BH1K = torch.cat([product(x_BD, *self.query), product(x_BD, *self.key)], dim=1).view(B, -1, 1, K)
         if self.head_norms:
-            q_BH1K, k_BG1K = self.head_norms[0](q_BH1K), self.head_norms[1](k_BG1K)
-        qk_BH1K = turned(torch.cat([q_BH1K, k_BG1K], dim=1), *turn)
-        self.keys_BGSK[:, :, position] = qk_BH1K[:, -G:, 0]
-        self.values_BGSK[:, :, position] = F.linear(x_BD, *self.value).view(B, G, K)
+            of_queries, of_keys = self.head_norms
+            qk_BH1K = torch.cat([of_queries(qk_BH1K[:, :-G]), of_keys(qk_BH1K[:, -G:])], dim=1)
+        qk_BH1K = turned(qk_BH1K, *turn)
+        self.keys_BGSK.select(2, position).copy_(qk_BH1K[:, -G:, 0])
+        self.values_BGSK.select(2, position).copy_(product(x_BD, *self.value).view(B, G, K))
         y_BGQK = F.scaled_dot_product_attention(  # the queries of a group, as if a text that sees all keys
             qk_BH1K[:, :-G].view(B, G, -1, K),
-            self.keys_BGSK[:, :, : position + 1],
-            self.values_BGSK[:, :, : position + 1],
+            self.keys_BGSK.narrow(2, 0, position + 1),
+            self.values_BGSK.narrow(2, 0, position + 1),
             scale=self.scale,
         )
-        return F.linear(y_BGQK.reshape(B, -1), *self.output)
+        return product(y_BGQK.reshape(B, -1), *self.output)
 
 
 class Decoding:
@@ -102,10 +103,16 @@ class Decoding:
             return self._read(ids_BT)
         return torch.stack([self._step(ids_B) for ids_B in ids_BT.unbind(1)], dim=1)
 
-    def _read(self, prompt_BT: Tensor) -> Tensor:
+    def next_logits(self, ids_BT: Tensor) -> Tensor:
+        """logits_BV of the token after these."""
+        if self.position == 0:
+            return self._read(ids_BT, logits_to_keep=1)[:, -1]
+        return [self._step(ids_B) for ids_B in ids_BT.unbind(1)][-1]
+
+    def _read(self, prompt_BT: Tensor, **arguments: Any) -> Tensor:
         """logits_BTV of a prompt, by the model itself, whose keys and values are taken over."""
         cache = DynamicCache(config=self.model.config)
-        logits_BTV: Tensor = self.model(input_ids=prompt_BT, past_key_values=cache, use_cache=True).logits
+        logits_BTV: Tensor = self.model(input_ids=prompt_BT, past_key_values=cache, use_cache=True, **arguments).logits
         self.position = prompt_BT.size(1)
         for layer, seen in zip(self.layers, cache.layers, strict=True):
             layer.take(seen.keys, seen.values)
@@ -121,7 +128,7 @@ class Decoding:
                 x_BD = layer(x_BD, turn, self.position)
             x_BD = self.norm(x_BD)
         self.position += 1
-        return F.linear(x_BD, *self.head)
+        return product(x_BD, *self.head)
 
     def _turn(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the position's angles, K each, with the signs that `turned` takes."""
@@ -132,8 +139,13 @@ class Decoding:
 
 
 def weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """What `F.linear` takes. Asking a module for them again and again takes as long as a small product."""
-    return layer.weight, layer.bias
+    """What `product` takes. Asking a module for them again and again takes as long as a small product."""
+    return factor(layer), layer.bias
+
+
+def product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
+    """What a linear layer makes of N vectors, without its detours."""
+    return torch.mm(x_NI, weight_IO) if bias_O is None else torch.addmm(bias_O, x_NI, weight_IO)
 
 
 @torch.no_grad()
@@ -155,7 +167,7 @@ def can_decode(model: PreTrainedModel) -> bool:
 def built_alike(model: PreTrainedModel) -> bool:
     """Whether the modules are there, each of the kind that is expected, and attention looks at all tokens."""
     base, head = model.base_model, model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or any(p.is_meta for p in model.parameters()):
+    if not isinstance(head, nn.Linear) or any(p.is_meta or p.dtype != model.dtype for p in model.parameters()):
         return False
     if type(getattr(base, "embed_tokens", None)) is not nn.Embedding or not hasattr(base, "rotary_emb"):
         return False

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.devices import product_type
+
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")  # those that linear layers alone read
 GATED = ("gate_proj", "up_proj", "down_proj")
 KNOWN = {  # classes that compute just this, for models that have shapes but no numbers to try it with
@@ -67,12 +69,6 @@ class GatedFeedForward(torch.autograd.Function):
         dx_ND.addmm_(d_raised_NF, up_FD.to(dtype))
         dx = dx_ND.view(ctx.shape).to(ctx.dtype)
         return dx, d_gated_NF.mT @ x_ND, d_raised_NF.mT @ x_ND, d_down_DF
-
-
-def product_type(x: Tensor) -> torch.dtype:
-    """The type of matrix products of `x`: that of autocast where it is on."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def fuse(model: nn.Module) -> int:

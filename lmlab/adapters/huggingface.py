@@ -85,6 +85,15 @@ class CausalLMAdapter(BaseAdapter):
         logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
         return logits_BTV
 
+    def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """logits_BV of the token that follows ids_BT, cache as for `logits`; a prompt's others are left out."""
+        if isinstance(cache, Decoding):
+            return cache.next_logits(ids_BT)
+        if isinstance(cache, DynamicCache) and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            return first(self.model(input_ids=ids_BT, **arguments))[:, -1]
+        return super().next_logits(ids_BT, cache)
+
     def new_cache(self, batch_size: int) -> Decoding | DynamicCache | Replay:
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
         if self._decodes():
