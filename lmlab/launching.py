@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
-from lmlab.record import LOG
+from lmlab.record import LOG, OUTPUT, RANKS
 
 START_SECONDS = 120.0
 
@@ -43,10 +42,9 @@ def launch(
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    output = folder.parent / f".{folder.name}.out"
-    environment, torchrun, logs = dict(os.environ), [], None
-    if processes > 1:
-        logs = tempfile.mkdtemp(prefix="lmlab-ranks-")  # else torchrun makes one, and leaves it
+    output, logs = (folder.parent / name.format(folder.name) for name in (OUTPUT, RANKS))
+    environment, torchrun = dict(os.environ), []
+    if processes > 1:  # without a place for its files torchrun makes one in the temporary folder, and leaves it
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]
         # else torchrun gives each one thread, whatever the machine has
         environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
@@ -77,11 +75,10 @@ def arguments(
     return found
 
 
-def tidy_up_after(process: subprocess.Popen[bytes], logs: str | None) -> None:
-    """When a process ends, let it go, so that it is no zombie, and remove torchrun's folder where it has one."""
+def tidy_up_after(process: subprocess.Popen[bytes], logs: Path) -> None:
+    """When a process ends, let it go, so that it is no zombie, and remove torchrun's files where there are some."""
     process.wait()
-    if logs is not None:
-        shutil.rmtree(logs, ignore_errors=True)
+    shutil.rmtree(logs, ignore_errors=True)
 
 
 def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:

@@ -29,6 +29,10 @@ LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
 PROCESS = "process.json"  # who trains, for those who want to stop it
 REMARKS = "notes.json"
+OUTPUT, RANKS = (
+    ".{}.out",
+    ".{}.ranks",
+)  # beside a run's folder: what a launched process prints, and torchrun's own files
 CHUNK = 1 << 20
 LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
 
@@ -224,7 +228,7 @@ def _began(record: Record) -> float:
 
 
 def delete_run(folder: Path | str) -> int:
-    """Delete a run's folder and return the bytes freed. A link goes itself, never what it points to.
+    """Delete a run's folder, and what `launch` left beside it; returns the bytes freed. A link goes, not its target.
 
     Raises RunError where the folder holds no run, a process is training in it, or the disk refuses.
     """
@@ -238,6 +242,8 @@ def delete_run(folder: Path | str) -> int:
         with lock(folder / RUN_LOCK, timeout=0):
             freed = tree_size(folder)
             remove_tree(folder)
+            for name in (OUTPUT, RANKS):
+                remove_tree(folder.parent / name.format(folder.name))
             return freed
     except TimeoutError as error:
         raise RunError(f"run {folder} is in use by another process; stop it first, then delete it") from error

@@ -26,6 +26,7 @@ import lmlab
 from lmlab import checkpoint, cli, events, hub, lab
 from lmlab.errors import RunError, UsageError
 from lmlab.proof import differing_tensor
+from lmlab.record import delete_run
 
 WORK, MISHAP = ROOT / "tests" / "rank_work.py", ROOT / "tests" / "rank_mishap.py"
 STRATEGIES = ("ddp", "fsdp")
@@ -415,18 +416,22 @@ def test_a_launched_run_of_two_is_attached_to_stopped_and_resumed(
     pair: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     arguments = pair.training("launched", {**MANY, "max_steps": 1_000_000})
     launched = lmlab.launch(processes=2, **arguments)
     try:
         assert launched.start["world_size"] == 2
         run = lmlab.attach(launched.folder).wait(step=5)
         assert run.is_running()
+        beside = [launched.folder.parent / name for name in (".launched.ranks", ".launched.out")]
+        assert all(path.exists() for path in beside)
+        assert not list(tmp_path.glob("torchelastic*"))
     finally:
         launched.stop()
     assert launched.status == "stopped"
     deadline = time.monotonic() + 30
-    while list(tmp_path.glob("lmlab-ranks-*")):  # torchrun ends after its ranks
-        assert time.monotonic() < deadline, "torchrun's folder is left"
+    while beside[0].exists():  # torchrun ends after its ranks
+        assert time.monotonic() < deadline, "torchrun's files are left"
         time.sleep(0.05)
     assert launched.newest_checkpoint is not None
     saved = checkpoint.load(launched.newest_checkpoint)
@@ -434,6 +439,9 @@ def test_a_launched_run_of_two_is_attached_to_stopped_and_resumed(
     worked(2, MAIN, "--resume", launched.folder, "--max-steps", 300)
     launched.refresh()
     assert launched.series("loss")[1].tolist() == pair.series("many").tolist()
+    beside[0].mkdir()  # as where the notebook's kernel ended before the run
+    delete_run(launched.folder)
+    assert not any(path.exists() for path in (*beside, launched.folder))
 
 
 def test_what_keeps_a_launched_run_from_starting_is_said(pair: Bench) -> None:
