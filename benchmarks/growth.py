@@ -94,6 +94,8 @@ def draw(path: Path, measured: dict[str, list[dict[str, Any]]]) -> None:
             axes.loglog(sizes, values, "o-", color="#4c72b0", label="measured")
             axes.loglog(sizes, [scale * value for value in expected], "--", color="#999999", label=kind)
             axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+            ends = sorted({min(values), max(values)})
+            axes.set_yticks(ends, [f"{value:,.0f}" for value in ends])
             axes.minorticks_off()
             axes.set_xlabel(NAMES[name])
             axes.set_ylabel(label if column == 0 else "")
