@@ -16,7 +16,7 @@ import torch
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
-from lmlab.record import LOG, OUTPUT, RANKS
+from lmlab.record import LOG, left_by_launch
 
 START_SECONDS = 120.0
 
@@ -42,7 +42,7 @@ def launch(
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    output, logs = (folder.parent / name.format(folder.name) for name in (OUTPUT, RANKS))
+    output, logs = left_by_launch(folder)
     environment, torchrun = dict(os.environ), []
     if processes > 1:  # without a place for its files torchrun makes one in the temporary folder, and leaves it
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]

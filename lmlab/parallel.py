@@ -49,7 +49,7 @@ def strategy_for(config: TrainingConfig, n_parameters: int, memory: int | None, 
     return strategy
 
 
-def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -> BaseAdapter:
+def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -> None:
     """Move an adapter to a device: whole, or, where the strategy is FSDP, this rank's share of its weights.
 
     Before the optimizer is made, which then keeps state for a rank's own rows alone. Raises ConfigError.
@@ -57,10 +57,10 @@ def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -
     world = ranks.join()
     world.agree("config", config.config_hash)
     strategy = strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size)
-    if world.text(str(strategy)) != "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
-        return adapter.to(device)
-    deal_out(adapter)  # group by group, so that an accelerator never holds the whole
-    return adapter
+    if world.text(str(strategy)) == "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
+        deal_out(adapter)  # group by group, so that an accelerator never holds the whole
+    else:
+        adapter.to(device)
 
 
 def memory_for_each(device: torch.device, world_size: int) -> int | None:

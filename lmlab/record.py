@@ -29,10 +29,6 @@ LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
 PROCESS = "process.json"  # who trains, for those who want to stop it
 REMARKS = "notes.json"
-OUTPUT, RANKS = (
-    ".{}.out",
-    ".{}.ranks",
-)  # beside a run's folder: what a launched process prints, and torchrun's own files
 CHUNK = 1 << 20
 LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
 
@@ -227,6 +223,11 @@ def _began(record: Record) -> float:
     return record.folder.stat().st_mtime if math.isnan(began) else began
 
 
+def left_by_launch(folder: Path) -> tuple[Path, Path]:
+    """Where, beside a run's folder, a launched process prints to, and where torchrun keeps its own files."""
+    return folder.parent / f".{folder.name}.out", folder.parent / f".{folder.name}.ranks"
+
+
 def delete_run(folder: Path | str) -> int:
     """Delete a run's folder, and what `launch` left beside it; returns the bytes freed. A link goes, not its target.
 
@@ -242,8 +243,8 @@ def delete_run(folder: Path | str) -> int:
         with lock(folder / RUN_LOCK, timeout=0):
             freed = tree_size(folder)
             remove_tree(folder)
-            for name in (OUTPUT, RANKS):
-                remove_tree(folder.parent / name.format(folder.name))
+            for path in left_by_launch(folder):
+                remove_tree(path)
             return freed
     except TimeoutError as error:
         raise RunError(f"run {folder} is in use by another process; stop it first, then delete it") from error

@@ -68,8 +68,7 @@ class Trainer:
         self.folder, self.facts, self.listeners = folder, facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
         self.world = ranks.join()
-        self.precision = self.world.text(devices.resolve_precision(config.precision, self.device))
-        set_precision(optimizer, self.precision)
+        self._use_precision(self.world.text(devices.resolve_precision(config.precision, self.device)))
         if self.device.type == "cpu":
             devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
@@ -88,6 +87,11 @@ class Trainer:
         if config.compile:
             self.model.compile()
         self._replica = parallel.replicate(self.model, self.world)
+
+    def _use_precision(self, precision: str) -> None:
+        """Multiply in a precision, "fp32" or "bf16", in the model and in the optimizer."""
+        self.precision = precision
+        set_precision(self.optimizer, precision)
 
     # --- the step -----------------------------------------------------------------------------------------------
 
@@ -436,8 +440,7 @@ class Trainer:
         """Take up the counters and the random stream of a saved state."""
         self.random.state = {**self.random.state, **parallel.own_states(rng, self.world)}
         if self.config.precision == "auto" and state["device"] == self.device.type:
-            self.precision = state["precision"]  # what it was resolved to, on this machine or another one
-            set_precision(self.optimizer, self.precision)
+            self._use_precision(state["precision"])  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.best_val_loss = infinite_if_none(state["best_val_loss"])

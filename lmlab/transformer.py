@@ -288,8 +288,11 @@ class Step:
     def __init__(self, block: Any) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.attention_norm, self.feed_forward_norm = block.attention_norm.weight, block.feed_forward_norm.weight
-        self.query_key_value, self.output = factor(attention.query_key_value), factor(attention.output)
-        self.feed_forward_input, self.feed_forward_output = factor(feed_forward.input), factor(feed_forward.output)
+        self.query_key_value, self.output = matrix_of(attention.query_key_value), matrix_of(attention.output)
+        self.feed_forward_input, self.feed_forward_output = (
+            matrix_of(feed_forward.input),
+            matrix_of(feed_forward.output),
+        )
         self.n_heads, self.shape = attention.n_heads, self.attention_norm.shape
 
     def __call__(self, x_BD: Tensor, turn: Sequence[Tensor], cache: Cache, layer: int) -> Tensor:
@@ -304,7 +307,7 @@ class Step:
         return x_BD.add_(torch.mm(squared_relu(h_BF), self.feed_forward_output))
 
 
-def factor(layer: nn.Linear) -> Tensor:
+def matrix_of(layer: nn.Linear) -> Tensor:
     """A layer's matrix as `torch.mm` takes it, in the precision of products. Finding that takes as long as a small one."""
     return layer.weight.to(devices.product_type(layer.weight)).T
 

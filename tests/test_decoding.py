@@ -57,10 +57,10 @@ def test_of_a_prompt_only_the_last_logits_are_made(tmp_path: Path, family: str) 
     adapter = loaded(tmp_path, family)
     seen: list[int] = []
     head = adapter.model.get_output_embeddings()
-    adapter.settle()
+    adapter.new_cache(2)  # tries the model, once
     head.register_forward_hook(lambda module, arguments, output: seen.append(output.size(1)))
     adapter.generate(ids(adapter, 9), SamplingSettings(3, temperature=0.0))
-    assert seen[-1] == 1
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("family", OTHERS)

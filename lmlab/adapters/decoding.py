@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lmlab.adapters.fused import GATED
-from lmlab.transformer import factor, turned
+from lmlab.transformer import matrix_of, turned
 
 ROOM = 256  # tokens for which there is room at least, beyond those that were seen
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": GATED}
@@ -140,7 +140,7 @@ class Decoding:
 
 def weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """What `product` takes. Asking a module for them again and again takes as long as a small product."""
-    return factor(layer), layer.bias
+    return matrix_of(layer), layer.bias
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:

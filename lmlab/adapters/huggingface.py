@@ -89,7 +89,8 @@ class CausalLMAdapter(BaseAdapter):
         """logits_BV of the token that follows ids_BT, cache as for `logits`; a prompt's others are left out."""
         if isinstance(cache, Decoding):
             return cache.next_logits(ids_BT)
-        if isinstance(cache, DynamicCache) and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+        is_prompt = isinstance(cache, DynamicCache) and ids_BT.size(1) > 1
+        if is_prompt and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
             return first(self.model(input_ids=ids_BT, **arguments))[:, -1]
         return super().next_logits(ids_BT, cache)
