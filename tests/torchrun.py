@@ -12,43 +12,35 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = ROOT / "main.py"
 
 
-def descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[psutil.Process]:
     """The processes that a process started, and theirs."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found: list[int] = []
-    pending = [pid]
-    while pending:
-        children = parents.get(pending.pop(), [])
-        found += children
-        pending += children
-    return found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def ranks_of(torchrun: int) -> dict[int, Callable[[int], bool]]:
     """The ranks that a torchrun has started and that live: each takes a signal, and says whether it was there to get it."""
     found: dict[int, Callable[[int], bool]] = {}
-    for pid in descendants(torchrun):
-        with contextlib.suppress(OSError):
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            rank = next((entry[5:] for entry in environment if entry.startswith(b"RANK=")), None)
+    for process in descendants(torchrun):
+        with contextlib.suppress(psutil.Error):
+            rank = process.environ().get("RANK")
             if rank is not None:
-                found.setdefault(int(rank), functools.partial(signalled, pid))  # not what a rank has started
+                found.setdefault(int(rank), functools.partial(signalled, process))  # not what a rank has started
     return found
 
 
-def signalled(pid: int, number: int) -> bool:
+def signalled(process: psutil.Process, number: int) -> bool:
     """Whether a process was there to get a signal."""
     try:
-        os.kill(pid, number)
-    except ProcessLookupError:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
         return False
     return True
 
@@ -73,9 +65,9 @@ def started(
     try:
         yield process
     finally:
-        for pid in (*descendants(process.pid), process.pid):  # its ranks are in sessions of their own
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for left in descendants(process.pid):  # its ranks are in sessions of their own
+            signalled(left, signal.SIGKILL)
+        process.kill()
         process.communicate()
         logs.cleanup()
 

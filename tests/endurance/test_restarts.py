@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from torchrun import MAIN, ranks_of, started, worked
 
@@ -60,7 +61,7 @@ def strike(torchrun: int, log: Path, blow: Blow) -> bool:
         reached = blow.step is None or any(e.get("step", -1) >= blow.step for e in events.read(log))
         if len(found) == 2 and reached:
             break
-        if not Path(f"/proc/{torchrun}/stat").exists() or (not found and reached and blow.step is not None):
+        if not psutil.pid_exists(torchrun) or (not found and reached and blow.step is not None):
             return False
         time.sleep(0.005)
     time.sleep(blow.seconds)
