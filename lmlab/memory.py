@@ -83,7 +83,8 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
         values = {
             name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")
         }
-        return Shape(custom=True, attention_width=values["d_model"], key_value_width=values["d_model"], **values)
+        width = values["d_model"]
+        return Shape(custom=True, attention_width=width, key_value_width=width, kept_feed_forward=1, **values)
     nested = architecture.get("text_config")
     values = {**architecture, **(nested if isinstance(nested, Mapping) else {})}
 
@@ -212,13 +213,16 @@ def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, devic
     B, T = config.batch_size, config.max_seq_len
     width = 2 if precision == "bf16" else FLOAT  # of the operands and results of matrix products under autocast
     residual = FLOAT * B * T * shape.d_model
-    copies = width * shape.block_matrices if width < FLOAT else 0  # of weights, made by autocast
+    attention = shape.n_layers * 4 * shape.d_model**2  # the lab's own feed-forward holds no copies
+    copied = attention if shape.custom else shape.block_matrices
+    copies = width * copied if width < FLOAT else 0  # of weights, made by autocast
     head_copy = width * shape.head if width < FLOAT else 0
     block = block_bytes(shape, B, T, width, device)
     outside = outer_bytes(shape, B, T, width) + head_copy
     loss = head_bytes(shape, B * T, width)
-    # The gradients of the head, which comes first, of the residual, and of the widest activation, with a factor of it.
-    moment = FLOAT * shape.head + residual + 2 * width * B * T * shape.d_ff
+    # The gradients of the head, which comes first, of the residual, and of the widest activation, with a factor of it
+    # where the lab's own feed-forward does not multiply in place.
+    moment = FLOAT * shape.head + residual + (1 if shape.custom else 2) * width * B * T * shape.d_ff
     if not config.activation_checkpointing:
         return shape.n_layers * block + copies + outside + max(loss, moment)
     inputs = shape.n_layers * residual + outside

@@ -27,6 +27,7 @@ from lmlab.ranks import any_spread
 # Up to this many keys, and in bf16 on a processor, plain matrix products are twice as fast as the fused kernel of
 # scaled_dot_product_attention.
 EXPLICIT_ATTENTION_KEYS = 512
+LAYER_NORM_EPSILON = 1e-5
 ATTENTION_BLOCK = 64  # queries to a block: smaller ones skip more scores, and make smaller products
 
 QUERY_KEY_GAIN = 1.2  # of normalised queries and keys: scores may then reach 1.44 × √K, enough to look at one token
@@ -73,20 +74,6 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
     return torch.stack([torch.cat([angle_TK, angle_TK], dim=-1).cos(), torch.cat([-angle_TK, angle_TK], dim=-1).sin()])
 
 
-class Rotation(torch.autograd.Function):
-    """Turns each pair (k, k + K/2) by the angle of its position: out, in two passes; back, by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BHTK: Tensor, table_2TK: Tensor) -> Tensor:
-        ctx.save_for_backward(table_2TK)
-        return turned(x_BHTK, table_2TK[0], table_2TK[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (table_2TK,) = ctx.saved_tensors
-        return turned(gradients[0], table_2TK[0], -table_2TK[1]), None
-
-
 def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
     """Each half of the heads' width times cosine plus the other half times sine, with the table's signs; a new tensor."""
     half = x_BHTK.size(-1) // 2
@@ -112,7 +99,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: x.numel()].view_as(x)
     threshold = min(round(p * 2**16) - 2**15, 2**15 - 1)  # the largest int16, for a p just below 1
-    kept = (bits >= threshold).to(x.dtype)
+    kept = bits.ge_(threshold).to(
+        x.dtype
+    )  # a comparison to booleans, and these to floats, would take ten times as long
     return x * kept.mul_(1.0 / (1.0 - p))
 
 
@@ -150,8 +139,7 @@ class BlockCausalAttention(torch.autograd.Function):
             stop = min(start + ATTENTION_BLOCK, T)
             scores_NQS = q_NTK.new_empty(q_NTK.size(0), stop - start, stop)
             into(scores_NQS, q_NTK[:, start:stop], k_NTK[:, :stop].mT, scale)
-            later_QQ = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q_NTK.device).triu(1)
-            scores_NQS[..., start:].masked_fill_(later_QQ, -math.inf)
+            scores_NQS[..., start:] += q_NTK.new_full((stop - start, stop - start), -math.inf).triu(1)  # later tokens
             kept.append(torch.softmax(scores_NQS, dim=-1, out=scores_NQS))
             into(y_NTK[:, start:stop], kept[-1], v_NTK[:, :stop])
         ctx.save_for_backward(q_NTK, k_NTK, v_NTK, *kept)
@@ -196,12 +184,43 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
     )
 
 
-def normalised(x: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over the last axis, in the precision of `x`."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return F.layer_norm(x, x.shape[-1:])
-    with torch.autocast(x.device.type, enabled=False):  # which would make it fp32
-        return F.layer_norm(x, x.shape[-1:])
+def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean 0 and deviation 1 over the last axis, in the precision of `x`; the mean and 1 / deviation that it had."""
+    return torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPSILON)
+
+
+class Heads(torch.autograd.Function):
+    """Queries, keys and values of every head, each BHTK, from their joint projection; see `turned` for the table.
+
+    Queries and keys are normalised and turned to their positions. The gradient is written once, to where the projection
+    has it, and turned back by the opposite angle.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv_BTE: Tensor, table_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_3BHTK = by_head(qkv_BTE, table_2TK.size(-1))
+        normal_2BHTK, mean, scale = normalised(qkv_3BHTK[:2])
+        ctx.save_for_backward(qkv_BTE, table_2TK, mean, scale)
+        q_BHTK, k_BHTK = turned(normal_2BHTK, *table_2TK)
+        return q_BHTK, k_BHTK, qkv_3BHTK[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        qkv_BTE, table_2TK, *moments = ctx.saved_tensors
+        d_qkv_BTE = torch.empty_like(qkv_BTE)
+        x_3BHTK, dx_3BHTK = (by_head(x_BTE, table_2TK.size(-1)) for x_BTE in (qkv_BTE, d_qkv_BTE))
+        for x_BHTK, dx_BHTK, dy_BHTK, mean, scale in zip(x_3BHTK[:2], dx_3BHTK, gradients, *moments, strict=False):
+            dy_BHTK = turned(dy_BHTK, table_2TK[0], -table_2TK[1])
+            given = (dy_BHTK, x_BHTK, x_BHTK.shape[-1:], mean, scale, None, None, [True, False, False])
+            dx_BHTK.copy_(torch.ops.aten.native_layer_norm_backward(*given)[0])
+        dx_3BHTK[2].copy_(gradients[2])
+        return d_qkv_BTE, None
+
+
+def by_head(qkv_BTE: Tensor, head_width: int) -> Tensor:
+    """The joint projection, E = 3 × H × K, as a view qkv_3BHTK."""
+    B, T, _ = qkv_BTE.shape
+    return qkv_BTE.view(B, T, 3, -1, head_width).permute(2, 0, 3, 1, 4)
 
 
 class Attention(nn.Module):
@@ -215,11 +234,9 @@ class Attention(nn.Module):
 
     def project(self, x_BTD: Tensor, table_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each BHTK; the first two normalised, then turned to their positions and scaled."""
-        B, T, D = x_BTD.shape
-        qkv_3BHTK = self.query_key_value(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
-        qk_2BHTK, table_2TK = normalised(qkv_3BHTK[:2]), table_2TK.to(qkv_3BHTK.dtype)
-        qk_2BHTK = Rotation.apply(qk_2BHTK, table_2TK) if torch.is_grad_enabled() else turned(qk_2BHTK, *table_2TK)
-        return qk_2BHTK[0], qk_2BHTK[1], qkv_3BHTK[2]
+        qkv_BTE = self.query_key_value(x_BTD)
+        q_BHTK, k_BHTK, v_BHTK = Heads.apply(qkv_BTE, table_2TK.to(qkv_BTE.dtype))
+        return q_BHTK, k_BHTK, v_BHTK
 
     def forward(
         self, x_BTD: Tensor, table_2TK: Tensor, mask_TS: Tensor | None, cache: Cache | None, layer: int
@@ -232,24 +249,26 @@ class Attention(nn.Module):
         return dropout(y_BTD, self.dropout, self.training)
 
 
-class SquaredReLU(torch.autograd.Function):
-    """max(x, 0)², whose gradient 2·max(x, 0) needs neither a mask nor a power: two passes where there were four."""
+class SquaredReLUFeedForward(torch.autograd.Function):
+    """max(x Iᵀ, 0)² Oᵀ, of which the maximum alone is kept: its gradient 2·max(x Iᵀ, 0) needs neither mask nor power."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = x.clamp_min(0)
-        ctx.save_for_backward(positive)
-        return positive * positive
+    def forward(ctx: Any, x_BTD: Tensor, input_FD: Tensor, output_DF: Tensor) -> Tensor:
+        dtype = devices.product_type(x_BTD)
+        x_ND = x_BTD.flatten(0, -2).to(dtype)
+        positive_NF = (x_ND @ input_FD.to(dtype).mT).clamp_min_(0)
+        ctx.save_for_backward(x_ND, positive_NF, input_FD, output_DF)
+        ctx.dtype = x_BTD.dtype
+        return (positive_NF.square() @ output_DF.to(dtype).mT).view(x_BTD.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (gradients[0] * positive).mul_(2)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)², with what its gradient takes where one is wanted."""
-    return SquaredReLU.apply(x) if torch.is_grad_enabled() else x.clamp_min(0).square_()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_ND, positive_NF, input_FD, output_DF = ctx.saved_tensors
+        dy_ND = gradients[0].flatten(0, -2).to(x_ND.dtype)
+        d_output_DF = dy_ND.mT @ positive_NF.square()
+        d_NF = (dy_ND @ (2 * output_DF.to(x_ND.dtype))).mul_(positive_NF)
+        dx_ND = d_NF @ input_FD.to(x_ND.dtype)
+        return dx_ND.view(gradients[0].shape).to(ctx.dtype), d_NF.mT @ x_ND, d_output_DF
 
 
 class FeedForward(nn.Module):
@@ -262,7 +281,8 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return dropout(self.output(squared_relu(self.input(x_BTD))), self.dropout, self.training)
+        y_BTD = SquaredReLUFeedForward.apply(x_BTD, self.input.weight, self.output.weight)
+        return dropout(y_BTD, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -300,11 +320,11 @@ class Step:
         B = x_BD.size(0)
         qkv = torch.mm(F.layer_norm(x_BD, self.shape, self.attention_norm), self.query_key_value)
         qkv_B3HTK = qkv.view(B, 3, self.n_heads, 1, -1)
-        qk_B2HTK = turned(normalised(qkv_B3HTK[:, :2]), *turn)
+        qk_B2HTK = turned(normalised(qkv_B3HTK[:, :2])[0], *turn)
         k_BHSK, v_BHSK = cache.append(layer, qk_B2HTK[:, 1], qkv_B3HTK[:, 2]).unbind(0)
         x_BD.add_(torch.mm(attend(qk_B2HTK[:, 0], k_BHSK, v_BHSK, None).reshape(B, -1), self.output))
         h_BF = torch.mm(F.layer_norm(x_BD, self.shape, self.feed_forward_norm), self.feed_forward_input)
-        return x_BD.add_(torch.mm(squared_relu(h_BF), self.feed_forward_output))
+        return x_BD.add_(torch.mm(h_BF.clamp_min_(0).square_(), self.feed_forward_output))
 
 
 def matrix_of(layer: nn.Linear) -> Tensor:

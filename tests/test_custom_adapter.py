@@ -81,6 +81,25 @@ def test_a_loss_in_chunks_has_the_value_and_the_gradient_of_the_whole(
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_a_loss_in_chunks_under_autocast_sums_its_gradient_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(head, "WORDS_AT_ONCE", 5)
+    draw = torch.Generator().manual_seed(0)
+    targets_N = torch.randint(0, VOCABULARY, (20,), generator=draw)
+    targets_N[3] = -100
+    hidden_ND, weight_VD = (30 * torch.randn(shape, generator=draw) for shape in ((20, 8), (VOCABULARY, 8)))  # e¹⁰⁰⁰
+    results = []
+    for half in (False, True):
+        leaves = [x.bfloat16().float().requires_grad_() for x in (hidden_ND, weight_VD)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = chunked_cross_entropy(*leaves, targets_N)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+        assert all(x.dtype == torch.float32 for x in results[-1])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=0.02, atol=0.02 * float(one.abs().max()))
+
+
 def test_a_large_vocabulary_takes_the_chunked_way_to_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (inputs_BT, targets_BT) = adapter(), batch()
     whole = model.loss(inputs_BT, targets_BT)

@@ -15,12 +15,15 @@ from lmlab import transformer
 from lmlab.transformer import (
     BlockCausalAttention,
     Cache,
-    Rotation,
+    FeedForward,
+    Heads,
+    SquaredReLUFeedForward,
     Transformer,
     attend,
     attention_probabilities,
     dropout,
     rotary_table,
+    turned,
     window_mask,
 )
 
@@ -163,25 +166,41 @@ def test_rotation_turns_pairs_by_their_angle_and_sees_only_distances() -> None:
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
 
     def product(query_at: int, key_at: int) -> float:
-        turned_q, turned_k = (Rotation.apply(x, table_2TK[:, at : at + 1]) for x, at in ((q, query_at), (k, key_at)))
+        turned_q, turned_k = (turned(x, *table_2TK[:, at : at + 1]) for x, at in ((q, query_at), (k, key_at)))
         return float((turned_q * turned_k).sum())
 
     assert product(7, 3) == pytest.approx(product(44, 40), abs=1e-5)
     assert abs(product(7, 3) - product(7, 4)) > 1e-3
-    assert float(Rotation.apply(q, table_2TK[:, 9:10]).norm()) == pytest.approx(float(q.norm()), rel=1e-6)
+    assert float(turned(q, *table_2TK[:, 9:10]).norm()) == pytest.approx(float(q.norm()), rel=1e-6)
 
 
-def test_the_gradient_of_a_rotation_is_that_of_its_formula() -> None:
-    table_2TK = rotary_table(5, 6, CPU).double()
-    x_BHTK = torch.randn(2, 3, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: Rotation.apply(x, table_2TK), (x_BHTK,))
-    first, second = x_BHTK.chunk(2, dim=-1)
-    angle_TK = torch.outer(torch.arange(5), 10_000.0 ** (-torch.arange(3) / 3)).repeat(1, 2).double()
-    formula = x_BHTK * angle_TK.cos() + torch.cat([-second, first], dim=-1) * angle_TK.sin()
-    assert torch.allclose(Rotation.apply(x_BHTK, table_2TK), formula, atol=1e-6)
-    for position in range(5):  # one token alone takes another way
-        alone = Rotation.apply(x_BHTK[:, :, position : position + 1], table_2TK[:, position : position + 1])
-        assert torch.allclose(alone, formula[:, :, position : position + 1], atol=1e-6)
+def test_heads_are_normalised_and_turned_and_their_gradient_is_that_of_the_formula() -> None:
+    B, T, H, K = 2, 5, 3, 6
+    table_2TK = rotary_table(T, K, CPU).double()
+    qkv_BTE = torch.randn(B, T, 3 * H * K, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    qkv_BTE.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Heads.apply(x, table_2TK), (qkv_BTE,))
+    angle_TK = torch.outer(torch.arange(T), 10_000.0 ** (-torch.arange(K // 2) / (K // 2))).repeat(1, 2).double()
+
+    def formula(x_BTHK: Tensor) -> Tensor:
+        deviation = (x_BTHK.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        normal_BHTK = ((x_BTHK - x_BTHK.mean(-1, keepdim=True)) / deviation).transpose(1, 2)
+        first, second = normal_BHTK.chunk(2, dim=-1)
+        return normal_BHTK * angle_TK.cos() + torch.cat([-second, first], dim=-1) * angle_TK.sin()
+
+    q_BTHK, k_BTHK, v_BTHK = qkv_BTE.view(B, T, 3, H, K).unbind(2)
+    q_BHTK, k_BHTK, v_BHTK = Heads.apply(qkv_BTE, table_2TK)
+    assert torch.equal(v_BHTK, v_BTHK.transpose(1, 2))
+    for ours, x_BTHK in ((q_BHTK, q_BTHK), (k_BHTK, k_BTHK)):
+        assert torch.allclose(ours, formula(x_BTHK), atol=1e-6)
+
+
+def test_a_token_alone_is_turned_as_among_others() -> None:  # it takes another way
+    x_BHTK, table_2TK = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)), rotary_table(5, 6, CPU)
+    for position in range(5):
+        only = slice(position, position + 1)
+        alone = turned(x_BHTK[:, :, only], *table_2TK[:, only])
+        assert torch.allclose(alone, turned(x_BHTK, *table_2TK)[:, :, only], atol=1e-6)
 
 
 def test_a_longer_table_begins_with_the_shorter_one_bit_for_bit() -> None:
@@ -291,6 +310,31 @@ def test_documents_in_one_window_come_out_as_if_alone() -> None:
             assert torch.allclose(packed[row, start:end], alone[0], atol=1e-5)
     assert (packed - model(ids_BT))[:, 5:].abs().max() > 1e-2  # it did see the others before
     assert torch.allclose(packed[:, :3], model(ids_BT)[:, :3], atol=1e-6)
+
+
+# --- the feed-forward -----------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_feed_forward_is_that_of_its_formula() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 4), (6, 4), (4, 6))  # x_BTD, input_FD, output_DF
+    x_BTD, input_FD, output_DF = (torch.randn(s, dtype=torch.double, generator=draw).requires_grad_() for s in shapes)
+    assert torch.autograd.gradcheck(SquaredReLUFeedForward.apply, (x_BTD, input_FD, output_DF))
+    formula = F.relu(x_BTD @ input_FD.T).square() @ output_DF.T
+    assert torch.allclose(SquaredReLUFeedForward.apply(x_BTD, input_FD, output_DF), formula)
+
+
+def test_a_feed_forward_keeps_one_wide_tensor_for_the_backward_pass() -> None:
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    block = FeedForward(8, 512, dropout=0.0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(torch.randn(2, 16, 8))
+    assert sum(tensor.numel() == 2 * 16 * 512 for tensor in kept) == 1
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The loss at the head of a language model, for vocabularies whose logits do not fit in memory all at once.
 
-N tokens of a whole batch, C tokens of a chunk, D model width, V vocabulary.
+N tokens of a whole batch, C tokens of a chunk, D model width, V vocabulary, W words of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MB in fp32
+WORDS_AT_ONCE = 2048  # whose gradients a processor adds to fp32 sums: few enough for its cache
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,28 @@ class PlainHeadLoss(torch.autograd.Function):
         d_hidden_ND = torch.empty_like(inputs_ND)
         d_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         rows = max(1, CHUNK_ELEMENTS // weight_VD.size(0))
+        words = WORDS_AT_ONCE if device == "cpu" else weight_VD.size(0)
         for chunk_CD, out_CD, targets_C in zip(
             inputs_ND.split(rows), d_hidden_ND.split(rows), targets_N.split(rows), strict=True
         ):
             counted_C1 = (targets_C != IGNORED)[:, None]
             index_C1 = targets_C.clamp_min(0)[:, None]
             logits_CV = (chunk_CD @ matrix_VD.mT).float()
-            normaliser_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            losses_C1 = normaliser_C1 - logits_CV.gather(1, index_C1)
-            total += losses_C1.masked_fill_(~counted_C1, 0.0).sum()
-            d_logits_CV = logits_CV.sub_(normaliser_C1).exp_()
-            d_logits_CV.scatter_add_(1, index_C1, -torch.ones_like(normaliser_C1))
-            d_logits_CV = d_logits_CV.masked_fill_(~counted_C1, 0.0).to(dtype)
+            logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
+            wanted_C1 = logits_CV.gather(1, index_C1)
+            sums_C1 = logits_CV.exp_().sum(dim=1, keepdim=True)
+            total += (sums_C1.log() - wanted_C1).masked_fill_(~counted_C1, 0.0).sum()
+            d_logits_CV = logits_CV.mul_(counted_C1 / sums_C1)
+            d_logits_CV.scatter_add_(1, index_C1, -counted_C1.float())
+            d_logits_CV = d_logits_CV.to(dtype)
             torch.mm(d_logits_CV, matrix_VD, out=out_CD)
             if d_weight_VD is not None and d_weight_VD.dtype == dtype:
                 d_weight_VD.addmm_(d_logits_CV.mT, chunk_CD)
             elif d_weight_VD is not None:
-                d_weight_VD += d_logits_CV.mT @ chunk_CD
+                for d_words_WD, d_logits_CW in zip(
+                    d_weight_VD.split(words), d_logits_CV.split(words, dim=1), strict=True
+                ):
+                    d_words_WD += d_logits_CW.mT @ chunk_CD
         ctx.hidden_dtype = hidden_ND.dtype
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
@@ -76,7 +82,8 @@ class PlainHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         factor = gradients[0]
-        return (d_hidden_ND * factor).to(ctx.hidden_dtype), None if d_weight_VD is None else d_weight_VD * factor, None
+        d_weight_VD = None if d_weight_VD is None else d_weight_VD.mul_(factor)
+        return (d_hidden_ND * factor).to(ctx.hidden_dtype), d_weight_VD, None
 
 
 def head_loss(
