@@ -162,12 +162,12 @@ class TrainingConfig(BaseModel):
     max_seq_len: int = setting(
         256, DATASET, ge=1, le=1048576, reasonable_range="64 to 2048",
         description="Tokens in one training window.",
-        interactions="Both splits need more tokens than this. Attention's time grows with its square.",
+        interactions="The training split needs more tokens than this. Attention's time grows with its square.",
     )  # fmt: skip
     train_ratio: float = setting(
         0.95, DATASET, gt=0, lt=1, reasonable_range="0.8 to 0.99",
         description="Share of the tokens used for training; the rest is for validation.",
-        interactions="What is left must hold at least one window of `max_seq_len`, or nothing can be evaluated.",
+        interactions="Two tokens of the rest are enough to evaluate on; few make a noisy estimate.",
     )  # fmt: skip
     tokenizer_override: str | None = setting(
         None, DATASET, min_length=1, max_length=4096, reasonable_range="null",
@@ -193,7 +193,7 @@ class TrainingConfig(BaseModel):
     sampling_cadence: int | None = setting(
         None, EVALUATION, ge=1, le=MOST_STEPS, reasonable_range="null, or 50 to 1000",
         description="Updates between text samples. null is off, but for the sample at the end.",
-        interactions="Each sample takes `sampling_max_length` passes through the model.",
+        interactions="Each sample takes up to `sampling_max_length` passes through the model.",
     )  # fmt: skip
     sampling_temperature: float = setting(
         1.0, EVALUATION, ge=0, le=100, reasonable_range="0.7 to 1.2",
@@ -208,7 +208,10 @@ class TrainingConfig(BaseModel):
     sampling_max_length: int = setting(
         100, EVALUATION, ge=1, le=1000000, reasonable_range="50 to 500",
         description="Tokens that a sample adds to the prompt.",
-        interactions="May be more than `max_seq_len`: attention then slides along.",
+        interactions=(
+            "Beyond `max_seq_len`, the custom model's attention slides along. An imported model stops at its longest"
+            " context, and any model at an end of text."
+        ),
     )  # fmt: skip
     sampling_seed: int = setting(
         42, EVALUATION, ge=0, le=LARGEST_SEED, reasonable_range="any whole number from 0",
