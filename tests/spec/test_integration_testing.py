@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from workbench import (
     ARCHITECTURE,
@@ -28,8 +29,10 @@ from workbench import (
     state_of,
 )
 
-from lmlab import LabError, TrainingConfig, run
-from lmlab.optim import learning_rate_at
+from lmlab import LabError, TrainingConfig, build, run
+from lmlab.evaluate import Evaluation
+from lmlab.lab import execute
+from lmlab.optim import learning_rate_at, parts
 from lmlab.sampling import write_samples
 
 NEW_FIELDS = {
@@ -296,6 +299,7 @@ def test_example_config_files_work_correctly(name: str, corpus: Path, tmp_path: 
     config = TrainingConfig.from_yaml(path)
     assert config.to_dict() == {**TrainingConfig().to_dict(), **{k: plain_number(v) for k, v in named.items()}}
     check_purpose(name, config)
+    check_parts(path, config, corpus, tmp_path)
 
     little: dict[str, Any] = {"batch_size": 1, "max_seq_len": 16, "sampling_max_length": 4, "seed": 1}
     own = run(path, corpus, **little, max_steps=2, eval_batches=1, eval_cadence=None, runs_dir=tmp_path, listeners=[])
@@ -340,15 +344,50 @@ def check_purpose(name: str, config: TrainingConfig) -> None:
         assert config.checkpoint_cadence < 1000
 
 
+def check_parts(path: Path, config: TrainingConfig, corpus: Path, runs_dir: Path) -> None:
+    """What is built of the file as it stands, untrained: batches and optimizer have its values, and so has the Trainer."""
+    trainer = build(path, corpus, runs_dir=runs_dir)
+    assert trainer.config == config
+    train, val = trainer.train_dataloader, trainer.val_dataloader
+    assert train is not None
+    assert val is not None
+    windows = config.batch_size * config.gradient_accumulation_steps
+    assert next(iter(train)).inputs_BT.shape == (windows, config.max_seq_len)
+    assert (val.batch_size, val.dataset.max_seq_len) == (config.batch_size, config.max_seq_len)
+
+    kinds = {"adamw": [torch.optim.AdamW], "muon": [torch.optim.Muon, torch.optim.AdamW]}[config.optimizer]
+    made = parts(trainer.optimizer)
+    assert [isinstance(part, kind) for part, kind in zip(made, kinds, strict=True)] == [True] * len(kinds)
+    groups = [(part, group) for part in made for group in part.param_groups]
+    assert {group["lr"] for _, group in groups} == {config.learning_rate}
+    betas = {group["betas"] for part, group in groups if isinstance(part, torch.optim.AdamW)}
+    assert betas == {(config.beta1, config.beta2)}
+    decays = {(p.dim() >= 2, group["weight_decay"]) for _, group in groups for p in group["params"]}
+    assert decays == {(True, config.weight_decay), (False, 0.0)}
+
+
 def check_cadences(config: TrainingConfig, corpus: Path, runs_dir: Path) -> None:
-    """A model of no size trained one step past the file's own checkpoint cadence keeps all the file's cadences."""
+    """A model of no size trained one step past the file's own checkpoint cadence keeps all the file's cadences, and
+    evaluates on as many batches as the file says."""
     assert config.checkpoint_cadence is not None
     last = config.checkpoint_cadence + 1
     tiny = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_ff": 8, "max_seq_len": 8, "batch_size": 1, "seed": 1}
     short = config.updated(**tiny, sampling_max_length=1, max_steps=last)
-    trained = run(short, corpus, runs_dir=runs_dir, run_name="cadences", listeners=[], train_ratio=0.995)
+    trainer = build(short, corpus, runs_dir=runs_dir, run_name="cadences", train_ratio=0.97)
+    evaluate, evaluations = trainer.evaluate, list[Evaluation]()
+
+    def watched() -> Evaluation:
+        evaluations.append(evaluate())
+        return evaluations[-1]
+
+    trainer.evaluate = watched  # type: ignore[method-assign]
+    trained = execute(trainer, [])
     assert [path.name for path in trained.checkpoints()] == [f"step-{last - 1:08d}", f"step-{last:08d}"]
     at = {kind: [event["step"] for event in read_log(trained.folder, kind)] for kind in ("eval", "sample")}
     assert at["eval"] == ([*range(0, last, config.eval_cadence), last] if config.eval_cadence else [])
+    n_targets = trainer.facts["data"]["n_val"] - 1
+    assert n_targets > 8 * (config.eval_batches or 0), "more than one evaluation takes"
+    counted = n_targets if config.eval_batches is None else 8 * config.eval_batches  # batches of one window
+    assert [evaluation.n_tokens for evaluation in evaluations] == [counted] * len(at["eval"])
     every = config.sampling_cadence
     assert at["sample"] == ([*range(every, last, every), last] if every else [last])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,19 @@ def test_load_custom_transformer_when_model_name_is_none(straight: Session, defa
         assert session.steps == list(range(1, last + 1))
 
 
-def test_load_model_from_registry_by_model_name(qwen: Lab, tuned: Session, corpus: Path) -> None:
+def test_load_model_from_registry_by_model_name(qwen: Lab, tuned: Session, corpus: Path, tmp_path: Path) -> None:
     """WHEN config.model_name is specified THEN the registry is asked for it, its metadata retrieved, its weights loaded
     from local_path, the adapter chosen by architecture_type and initialized with the loaded model."""
     entry = Registry(qwen.models).get("qwen-0.5b-base")
     assert (entry.model_id, entry.architecture_type, entry.source) == ("Qwen/Qwen2.5-0.5B", "qwen", "huggingface")
-    trainer = build(QUICK, corpus, model_name="qwen-0.5b-base", models_dir=qwen.models)
+    moved = qwen.copy_to(tmp_path / "moved")  # the folder has the model's own name no more: the entry alone leads to it
+    (moved.models / entry.local_path).rename(moved.models / "elsewhere")
+    registry = json.loads((moved.models / "registry.json").read_text(encoding="utf-8"))
+    registry["models"]["qwen-0.5b-base"]["local_path"] = "elsewhere"
+    (moved.models / "registry.json").write_text(json.dumps(registry), encoding="utf-8")
+    trainer = build(QUICK, corpus, model_name="qwen-0.5b-base", models_dir=moved.models)
     assert type(trainer.model) is QwenAdapter
-    stored = load_file(qwen.models / entry.local_path / "model.safetensors")
+    stored = load_file(moved.models / "elsewhere" / "model.safetensors")
     loaded = trainer.model.tensors()
     assert loaded.keys() == stored.keys()
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
