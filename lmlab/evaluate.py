@@ -98,6 +98,8 @@ def evaluate(
             n_tokens += int((batch.targets_BT != IGNORED).sum())
     finally:
         adapter.train(was_training)
+    if world.alone:  # on any device: Apple's has no float64
+        return Evaluation(own_total, n_tokens, n_bytes)
     total = float(world.sum(torch.tensor(own_total, dtype=torch.float64, device=device)))
     return Evaluation(total, n_tokens, n_bytes)
 

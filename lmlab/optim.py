@@ -176,8 +176,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
             state = torch.zeros_like(parameter.detach())
             own_part(state).copy_(tensors.rows(full_name, *own_range(parameter)))
         else:
-            state = tensors[full_name]
-            state = state.to(parameter.device, copy=True) if shape else state.clone()
+            state = tensors[full_name].to(parameter.device, copy=True)  # counts too: fused optimizers want them there
         owner.state[parameter][key] = state
 
 

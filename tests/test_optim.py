@@ -45,6 +45,19 @@ def train(model: Transformer, optimizer: torch.optim.Optimizer, steps: range) ->
     return [p.detach().clone() for p in model.parameters()]
 
 
+def test_counts_go_to_the_device_of_their_parameters_as_moments_do() -> None:  # fused updates want them there
+    model = tiny()
+    optimizer = create_optimizer(model, config())
+    train(model, optimizer, range(1))
+    state = optimizer_tensors(optimizer, model)
+    elsewhere = tiny().to("meta")
+    loaded = create_optimizer(elsewhere, config())
+    load_optimizer_tensors(loaded, elsewhere, state)
+    kept = [value for values in loaded.state.values() for value in values.values()]
+    assert len(kept) == len(state) == 3 * len(list(model.parameters()))
+    assert all(value.is_meta for value in kept)
+
+
 def test_adamw_decays_matrices_and_nothing_else() -> None:
     model = tiny()
     optimizer = create_optimizer(model, config(learning_rate=0.1, weight_decay=0.5, beta1=0.8, beta2=0.99))
