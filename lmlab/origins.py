@@ -7,6 +7,7 @@ taken along, whatever the source: no code, no pickles, no folders.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -240,7 +241,7 @@ def disarm(folder: Path) -> list[str]:
             if name == "tokenizer_config.json" and isinstance(safe, dict):
                 safe = without_paths(safe)
             if safe != values:
-                write_atomic(path, dump_json(safe))
+                write_atomic(path, (json.dumps(safe, indent=2, ensure_ascii=False) + "\n").encode())  # Infinity, too
                 changed.append(name)
     return changed
 

@@ -44,6 +44,7 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
     "granite": {"logits_scaling": 3.0},
     "mixtral": {},
     "mamba": {},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},  # has an infinity in its config
 }
 END = 0  # the id of end-of-text in the tiny tokenizer
 

@@ -85,8 +85,12 @@ def fuse(model: nn.Module) -> int:
 
 
 def training_or(plain: Any, fused: Any) -> Any:
-    """A forward that is `fused` where gradients are wanted, else `plain`."""
-    return lambda x: fused(x) if torch.is_grad_enabled() else plain(x)
+    """A forward that is `fused` where gradients are wanted and x is all that is given, else `plain`: some take a gate."""
+
+    def forward(x: Tensor, *rest: Any, **more: Any) -> Any:
+        return fused(x) if torch.is_grad_enabled() and not rest and not more else plain(x, *rest, **more)
+
+    return forward
 
 
 def norm_of(module: Any) -> Any:

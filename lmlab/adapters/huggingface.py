@@ -146,6 +146,7 @@ class CausalLMAdapter(BaseAdapter):
         generic = PreTrainedConfig().to_dict()
         values = {key: value for key, value in config.to_dict().items() if key not in generic or value != generic[key]}
         own = {key: value for key, value in values.items() if not key.startswith("_")}
+        own = PreTrainedConfig._encode_special_floats(own)  # JSON has no infinity, which some models' limits are
         return {**own, "architectures": [type(self.model).__name__], "model_type": config.model_type}
 
     def attention_shape(self) -> tuple[int, int]:
