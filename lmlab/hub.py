@@ -49,13 +49,14 @@ def import_model(
         try:
             plan = origin.plan(name, attempt.folder_for)
             if name in registry.names():
-                attempt.forget()
+                attempt.remove()
                 return existing(registry, plan, waited)
             folder = attempt.folder_for(plan)
             need_space(registry.models_dir, plan.download, f"the model {name}")
             if not confirm(plan):
-                attempt.forget()
+                attempt.remove()
                 return None
+            attempt.fetches = True
             origin.fetch(folder)
             tell("checking the files and the model's first forward pass")
             return admit(registry, plan, folder)
@@ -73,11 +74,15 @@ def make_name(text: str) -> str:
 
 
 class Attempt:
-    """The hidden folder in which one import gathers its files, whether begun now or by an earlier attempt."""
+    """The hidden folder in which one import gathers its files, whether begun now or by an earlier attempt.
+
+    fetches: whether this attempt has come as far as to add to what it found.
+    """
 
     def __init__(self, registry: Registry, name: str) -> None:
         self.registry, self.name = registry, name
-        self.folder, self.begun = registry.partial(name), False
+        self.folder = registry.partial(name)
+        self.begun, self.found, self.fetches = False, False, False
 
     def folder_for(self, plan: ImportPlan) -> Path:
         """The folder, emptied of what belongs to another model, and taken back where a kill left it half-registered."""
@@ -86,22 +91,29 @@ class Attempt:
         unregistered = self.name not in self.registry.names()
         if unregistered and not self.folder.exists() and not placed.is_symlink() and read_marker(placed) == wanted:
             placed.rename(self.folder)
-        if read_marker(self.folder) != wanted:
+        if read_marker(self.folder) == wanted:
+            self.found |= not self.begun
+        else:
             remove_tree(self.folder)
             self.folder.mkdir(parents=True)
             write_atomic(self.folder / MARKER, dump_json(wanted))
         self.begun = True
         return self.folder
 
-    def forget(self) -> None:
+    def remove(self) -> None:
         """Remove everything that was gathered; what an earlier attempt at another model left stays."""
         if self.begun:
             remove_tree(self.folder)
 
+    def forget(self) -> None:
+        """The same after a failure, but that what an earlier attempt left stays where this one has not begun to fetch."""
+        if self.fetches or not self.found:
+            self.remove()
+
     def forget_if_empty(self) -> None:
         """Remove the folder where there is nothing in it to go on with."""
         if self.begun and not any(p.stat().st_size for p in self.folder.iterdir() if p.name != MARKER):
-            self.forget()
+            self.remove()
 
 
 def read_marker(folder: Path) -> Any:

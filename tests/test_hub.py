@@ -410,7 +410,8 @@ def test_a_kill_between_the_move_and_the_entry_is_mended_by_the_same_import(serv
 def test_a_folder_that_no_entry_names_is_not_overwritten(server: HubServer, models: Path) -> None:
     (models / "qwen2.5-0.5b").mkdir(parents=True)
     (models / "qwen2.5-0.5b" / "mine.txt").write_text("keep")
-    assert "exists but is not registered; run `validate-registry --fix`" in refused(QWEN, models)
+    assert "exists but is not registered; move it away, then try again" in refused(QWEN, models)
+    assert (models / "qwen2.5-0.5b" / "mine.txt").read_text() == "keep"
 
 
 def test_a_full_disk_is_one_line_and_the_import_goes_on_afterwards(server: HubServer, models: Path) -> None:
@@ -424,6 +425,27 @@ def test_a_full_disk_is_one_line_and_the_import_goes_on_afterwards(server: HubSe
     server.requests.clear()
     bring(QWEN, models)
     assert "config.json" not in server.downloads()
+
+
+@pytest.mark.parametrize("hindrance", ["nobody to ask", "no space"])
+def test_what_came_before_a_refusal_stays_for_the_next_attempt(
+    hindrance: str, server: HubServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n" + IMPORT
+    command = [sys.executable, "-c", code, QWEN, str(models)]
+    subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (partial,) = models.glob(".partial-*")
+    came = {path.name for path in partial.iterdir()}
+    assert "config.json" in came
+    if hindrance == "nobody to ask":
+        asked = [sys.executable, str(ROOT / "main.py"), "import-model", QWEN, "--models-dir", str(models)]
+        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert "There is nobody to ask; add --yes" in done.stderr
+    else:
+        usage = shutil.disk_usage(models)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+        assert "free; free some space" in refused(QWEN, models)
+    assert {path.name for path in partial.iterdir()} == came
 
 
 def test_a_model_that_does_not_fit_the_disk_is_refused_before_it_starts(server: HubServer, models: Path) -> None:
