@@ -142,12 +142,15 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def sweep(folder: Path | str, *, alone: bool = False, shared: Collection[str] = ()) -> list[Path]:
+def sweep(
+    folder: Path | str, *, alone: bool = False, shared: Collection[str] = (), only: str | None = None
+) -> list[Path]:
     """Remove what writers that died left in `folder`; a living writer's files stay. Returns what was removed.
 
     alone: the caller holds the lock under which all writers here work, so that all of them but itself are dead, whoever
     bears their process numbers now (in containers they come again soon). shared: names that others may write all the
-    same.
+    same. only: the one name that the lock is for; a folder that machines share holds others' work, whose processes
+    cannot be seen from here.
     """
     removed: list[Path] = []
     folder = Path(folder)
@@ -155,7 +158,9 @@ def sweep(folder: Path | str, *, alone: bool = False, shared: Collection[str] = 
         return removed
     for path in sorted(folder.iterdir()):
         match = TEMPORARY.match(path.name)
-        if match and ((alone and match[1] not in shared) or not is_alive(int(match[2]))):
+        if match is None or (only is not None and match[1] != only):
+            continue
+        if (alone and match[1] not in shared) or not is_alive(int(match[2])):
             with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
                 remove_tree(path)
                 removed.append(path)

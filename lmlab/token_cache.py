@@ -53,7 +53,7 @@ def kept(name: str, read: Callable[[Path], Kept | None], make: Callable[[Path], 
         return found
     try:
         with lock(folder / name, timeout=math.inf):  # for as long as another process takes to make it
-            sweep(folder)
+            sweep(folder, alone=True, only=name)
             found = read(folder / name)
             if found is None:
                 logging.getLogger("lmlab").warning("%s; kept in %s", notice, folder / name)

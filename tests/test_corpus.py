@@ -222,6 +222,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         large(tmp_path / "a.txt")
 
 
+def test_what_another_machine_is_making_in_a_shared_cache_stays(tmp_path: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    theirs = cache / f".0123456789abcdef.tmp-{10**9}-0123abcd"  # of a process that cannot be seen from here
+    theirs.mkdir()
+    corpus = large(write_text(tmp_path / "a.txt"))
+    corpus.encode(CharTokenizer(corpus.characters))
+    assert theirs.is_dir()
+
+
 def test_two_processes_at_once_make_it_once(tmp_path: Path, cache: Path) -> None:
     path = write_text(tmp_path / "a.txt")
     code = (

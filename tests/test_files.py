@@ -310,6 +310,8 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> No
     assert len(removed) == 3
     assert files.sweep(tmp_path) == []
     assert files.sweep(tmp_path / "missing") == []
+    files.sweep(tmp_path, alone=True, only="other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
     files.sweep(tmp_path, alone=True)  # under a lock that all writers hold, our own number is a dead one's, too
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay[1:])
 
