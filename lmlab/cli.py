@@ -218,7 +218,9 @@ def finish(run: Any) -> int:
     if not ranks.join().leads:
         return 0
     if run.was_done:
-        print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; raise --max-steps to go on")
+        stopped_early = run.step < run.max_steps
+        go_on = "give --set early_stopping_patience=null" if stopped_early else "raise --max-steps"
+        print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; {go_on} to go on")
     if run.registered_as is not None:
         print(f"registered {run.registered_as}; use it with: python main.py --model-name {run.registered_as}")
     if run.stopped_by is None:
@@ -396,11 +398,11 @@ def list_runs(options: argparse.Namespace) -> int:
 def delete_run(options: argparse.Namespace) -> int:
     """Remove a run after saying how large it is."""
     from lmlab.config import find_runs_dir
-    from lmlab.record import Record
+    from lmlab.record import Record, find_run
     from lmlab.record import delete_run as delete
     from lmlab.words import size
 
-    record = Record(find_runs_dir(options.runs_dir) / options.run)  # a path that is absolute stays as it is
+    record = Record(find_run(options.run, find_runs_dir(options.runs_dir)))
     n_checkpoints = len(record.checkpoints())
     question = f"Delete the run {record.run_id} with {n_checkpoints} checkpoint{'s' * (n_checkpoints != 1)}?"
     if not confirm(question, options.yes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from lmlab import plain_yaml
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
-from lmlab.record import LOG, left_by_launch
+from lmlab.record import LOG, find_run, left_by_launch
 
 START_SECONDS = 120.0
 
@@ -71,7 +71,7 @@ def arguments(
         found += [] if given is None else [flag, str(given)]
     defaults = TrainingConfig().to_dict()
     for name, value in config.to_dict().items():
-        found += [] if value == defaults[name] else ["--set", f"{name}={json.dumps(value)}"]
+        found += [] if value == defaults[name] else ["--set", f"{name}={plain_yaml.format_value(value)}"]
     return found
 
 
@@ -101,4 +101,4 @@ def attach(run: str | Path, runs_dir: str | Path | None = None) -> Run:
 
     Raises RunError where there is none.
     """
-    return Run(find_runs_dir(runs_dir) / run)  # an absolute path stays as it is
+    return Run(find_run(run, find_runs_dir(runs_dir)))

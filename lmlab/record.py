@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmlab.config import find_file
 from lmlab.errors import RunError
 from lmlab.events import parse_line
 from lmlab.files import (
@@ -226,6 +227,12 @@ def _began(record: Record) -> float:
 def left_by_launch(folder: Path) -> tuple[Path, Path]:
     """Where, beside a run's folder, a launched process prints to, and where torchrun keeps its own files."""
     return folder.parent / f".{folder.name}.out", folder.parent / f".{folder.name}.ranks"
+
+
+def find_run(where: str | Path, runs_dir: Path) -> Path:
+    """The folder that a run id in `runs_dir`, or a path from anywhere that `find_file` looks, leads to."""
+    found = find_file(where)
+    return runs_dir / where if (runs_dir / where).is_dir() or not found.is_dir() else found
 
 
 def delete_run(folder: Path | str) -> int:

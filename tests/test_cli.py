@@ -152,6 +152,35 @@ def test_a_sample_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(
     assert "The \x1b[31m" in lab_command("sample", "steering", *prompt).stdout
 
 
+def test_a_run_is_found_by_its_id_and_by_its_folder_from_anywhere(
+    tiny: dict[str, object],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lab_command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    run = lab.run(tiny, corpus, run_name="here", max_steps=1, listeners=[])
+    monkeypatch.chdir(run.folder.parent.parent)
+    relative = Path(run.folder.parent.name, "here")
+    for where in ("here", relative, str(relative), run.folder):
+        assert launching.attach(where).folder.samefile(run.folder), where
+    lab_command("delete-run", str(relative), "--yes")
+    assert not run.folder.exists()
+
+
+def test_a_run_that_early_stopping_ended_says_how_to_go_on(
+    tiny: dict[str, object], corpus: Path, lab_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    early = {**tiny, "early_stopping_patience": 1, "learning_rate": 10.0, "eval_cadence": 1, "max_steps": 40}
+    ended = lab.run(early, corpus, run_name="early", listeners=[]).step
+    assert ended < 40
+    said = lab_command("--resume", "early", "--max-steps", "50").stdout
+    assert f"is done: it is at step {ended} of 40; give --set early_stopping_patience=null to go on" in said
+    further = ["--max-steps", str(ended + 1), "--set", "early_stopping_patience=null"]
+    lab_command("--resume", "early", *further)
+    assert launching.attach("early").step == ended + 1
+
+
 @pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, True), (b"\x04", 1, True), (b"y\n", 0, False)])
 def test_a_question_takes_no_for_an_answer(answer: bytes, status: int, left: bool, steering: lab.Run) -> None:
     ended, shown = on_a_terminal("delete-run", "steering", answer=answer)

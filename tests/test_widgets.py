@@ -95,9 +95,11 @@ def test_values_that_do_not_fit_together_are_named_and_run_waits(tiny: dict[str,
 
 
 def test_run_and_stop_are_launch_and_stop(tiny: dict[str, object], corpus: Path):
-    form = lab.config_form(tiny, data=corpus, max_steps=1_000_000, checkpoint_cadence=None)
+    prompt = "The 🙂 said: #1"  # on its way through a command line
+    form = lab.config_form(tiny, data=corpus, max_steps=1_000_000, checkpoint_cadence=None, sampling_prompt=prompt)
     form.run_button.click()
     assert form.run is not None
+    assert form.run.config["sampling_prompt"] == prompt
     assert (form.run_button.disabled, form.stop_button.disabled) == (True, False)
     wait_until(lambda: "running" in form.view.value and "<polyline" in form.view.value)
     form.stop_button.click()
