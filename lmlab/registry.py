@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from lmlab.words import one_line
 REGISTRY_FILE = "registry.json"
 VERSION = 1
 PARTIAL = ".partial-"  # begins the name of a folder that holds an import which is not complete
+UNREGISTERED = ".unregistered"  # where `validate` puts folders that no entry names: they may be all there is of a model
 IMPORT_LOCK = ".import-"  # begins the name of the lock that its import holds
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
@@ -128,14 +130,19 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that `validate` found: about which model or folder, what, and whether it was removed."""
+    """Something that `validate` found: about which model or folder, what, and what was done about it, "" for nothing."""
 
     name: str
     message: str
-    fixed: bool = False
+    done: str = ""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is out of the way."""
+        return bool(self.done)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.message}" + (" (removed)" if self.fixed else "")
+        return f"{self.name}: {self.message}" + (f" ({self.done})" if self.done else "")
 
 
 class Registry:
@@ -221,7 +228,8 @@ class Registry:
                 move_folder(staged, target)
             except FileExistsError as error:
                 raise RegistryError(
-                    f"the folder {target} exists but is not registered; run `validate-registry --fix`, then try again"
+                    f"the folder {target} exists but is not registered; move it away, then try again: import-model reads "
+                    "models from any folder"
                 ) from error
             models[entry.model_name] = entry.model_dump(mode="json")
         return target
@@ -254,8 +262,9 @@ class Registry:
     def validate(self, fix: bool = False) -> list[Problem]:
         """Check every entry, file, size and hash, and look for folders without an entry and remains of dead writers.
 
-        fix: remove dead entries (unreadable ones, and those whose files are gone) with what is left of their files, and
-        all that belongs to no entry. A damaged file is reported only, and an import that is under way is left alone.
+        fix: remove dead entries (unreadable ones, and those whose files are gone), unfinished imports and remains; a
+        folder that no entry names, such as what is left of a dead entry, moves into `.unregistered`. A damaged file is
+        reported only, and an import that is under way is left alone.
         """
         if not self.models_dir.is_dir():
             return []
@@ -268,14 +277,24 @@ class Registry:
             for name, value in list(models.items()):
                 reason = self._flaw(name, value) or self._missing(Entry.model_validate(value))
                 if reason is not None:
-                    problems.append(Problem(name, reason, fix))
+                    problems.append(Problem(name, reason, "removed" if fix else ""))
                     del models[name]
             used = {value["local_path"] for value in models.values()}
             for path, reason in self._orphans(used):
-                problems.append(Problem(path.name, reason, fix))
-                if fix:
-                    remove_tree(path)
+                problems.append(Problem(path.name, reason, self._clear(path) if fix else ""))
         return problems
+
+    def _clear(self, path: Path) -> str:
+        """Take an orphan out of the way, without a loss where it may be a model; returns what was done."""
+        if path.is_symlink() or not is_name(path.name) or not any(path.iterdir()):
+            remove_tree(path)
+            return "removed"
+        folder = self.models_dir / UNREGISTERED
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+        target = next(folder / name for name in names if not os.path.lexists(folder / name))
+        path.rename(target)
+        return f"moved to {UNREGISTERED}/{target.name}; delete it there, or import it from there"
 
     def _orphans(self, used: set[str]) -> Iterator[tuple[Path, str]]:
         """Folders that no entry names, unfinished imports that nobody works on, and remains of dead writers.
@@ -379,8 +398,8 @@ class Registry:
 
     def _unreadable(self, reason: str) -> RegistryError:
         return RegistryError(
-            f"{self.file} is damaged ({reason[:120]}); restore it from a copy, or move it away and import the models "
-            "again (their folders are untouched)"
+            f"{self.file} is damaged ({reason[:120]}); restore it from a copy, or move it away, run `validate-registry "
+            f"--fix`, and import the models again from {self.models_dir / UNREGISTERED}"
         )
 
     @contextlib.contextmanager

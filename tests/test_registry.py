@@ -239,6 +239,9 @@ def test_validate_finds_everything_and_fix_leaves_a_clean_folder(tmp_path: Path)
     (tmp_path / "half" / "model.safetensors").unlink()
     (tmp_path / "rotten" / "model.safetensors").write_bytes(b"x" * 60)
     (tmp_path / "orphan").mkdir()
+    (tmp_path / "orphan" / "model.safetensors").write_bytes(b"dear")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".unregistered" / "orphan").mkdir(parents=True)  # of an earlier time
     (tmp_path / ".partial-broken").mkdir()
     (tmp_path / ".partial-active").mkdir()
     (tmp_path / ".dead.tmp-999999999-0123abcd").mkdir()
@@ -246,7 +249,7 @@ def test_validate_finds_everything_and_fix_leaves_a_clean_folder(tmp_path: Path)
     cut_off = f".registry.json.tmp-{os.getpid()}-0123abcd"  # of a writer whose number is borne by another process now
     (tmp_path / cut_off).write_text("{")
     (tmp_path / "notes.txt").write_text("mine")
-    expected = {"gone", "half", "rotten", "orphan", ".partial-broken", ".dead.tmp-999999999-0123abcd", cut_off}
+    expected = {"gone", "half", "rotten", "orphan", "empty", ".partial-broken", ".dead.tmp-999999999-0123abcd", cut_off}
     with registry.importing("active", timeout=1):
         found = registry.validate()
         assert {problem.name for problem in found} == expected
@@ -257,7 +260,22 @@ def test_validate_finds_everything_and_fix_leaves_a_clean_folder(tmp_path: Path)
     assert registry.names() == ["sound", "rotten"]
     assert [problem.name for problem in registry.validate(fix=True)] == ["rotten", ".partial-active"]
     left = {"sound", "rotten", "notes.txt", "registry.json", "registry.json.lock", f".alive.tmp-{os.getpid()}-0123abcd"}
-    assert set(os.listdir(tmp_path)) == left
+    assert set(os.listdir(tmp_path)) == left | {".unregistered"}
+    assert set(os.listdir(tmp_path / ".unregistered")) == {"orphan", "orphan-2"}
+    assert (tmp_path / ".unregistered" / "orphan-2" / "model.safetensors").read_bytes() == b"dear"
+
+
+def test_fix_keeps_the_models_of_a_registry_that_was_lost(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "tuned")
+    registry.file.write_text("{")
+    with pytest.raises(RegistryError, match=r"move it away, run `validate-registry --fix`, and import .*unregistered"):
+        registry.names()
+    registry.file.unlink()
+    moved = "is a folder that no entry names (moved to .unregistered/tuned; delete it there, or import it from there)"
+    assert [str(problem) for problem in registry.validate(fix=True)] == [f"tuned: {moved}"]
+    assert registry.validate() == []
+    assert (tmp_path / ".unregistered" / "tuned" / "model.safetensors").exists()
 
 
 ADDER = """
@@ -365,7 +383,7 @@ while status != 0:
         registry.verify(name)
     registry.validate(fix=True)
     assert registry.validate() == [] and registry.names() == names, moment
-    left = set(os.listdir(registry.models_dir))
+    left = set(os.listdir(registry.models_dir)) - {".unregistered"}
     assert left == {*names, "registry.json", "registry.json.lock"}, (moment, left)
     seen.add(tuple(names))
     for name in names:
