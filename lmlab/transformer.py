@@ -175,7 +175,8 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
     before it where T = S, and a single query at every key.
     """
     T, S = q_BHTK.size(-2), k_BHSK.size(-2)
-    if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and S <= EXPLICIT_ATTENTION_KEYS:
+    # Not for a single query: its keys are one more each time, and a new size of products costs time and memory.
+    if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and T > 1 and S <= EXPLICIT_ATTENTION_KEYS:
         if mask_TS is None and T == S:
             return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)
         return attention_probabilities(q_BHTK, k_BHSK, mask_TS) @ v_BHSK
@@ -318,12 +319,13 @@ class Step:
     def __call__(self, x_BD: Tensor, turn: Sequence[Tensor], cache: Cache, layer: int) -> Tensor:
         """The residual stream of the next token after this block, in the place of that before it. turn: see `turned`."""
         B = x_BD.size(0)
-        qkv = torch.mm(F.layer_norm(x_BD, self.shape, self.attention_norm), self.query_key_value)
+        dtype = self.output.dtype
+        qkv = torch.mm(F.layer_norm(x_BD, self.shape, self.attention_norm).to(dtype), self.query_key_value)
         qkv_B3HTK = qkv.view(B, 3, self.n_heads, 1, -1)
         qk_B2HTK = turned(normalised(qkv_B3HTK[:, :2])[0], *turn)
         k_BHSK, v_BHSK = cache.append(layer, qk_B2HTK[:, 1], qkv_B3HTK[:, 2]).unbind(0)
         x_BD.add_(torch.mm(attend(qk_B2HTK[:, 0], k_BHSK, v_BHSK, None).reshape(B, -1), self.output))
-        h_BF = torch.mm(F.layer_norm(x_BD, self.shape, self.feed_forward_norm), self.feed_forward_input)
+        h_BF = torch.mm(F.layer_norm(x_BD, self.shape, self.feed_forward_norm).to(dtype), self.feed_forward_input)
         return x_BD.add_(torch.mm(h_BF.clamp_min_(0).square_(), self.feed_forward_output))
 
 
@@ -423,8 +425,9 @@ class Transformer(nn.Module):
 
     def _next(self, x_BD: Tensor, table_2TK: Tensor, cache: Cache) -> Tensor:
         """The last block's output for one token after those that the cache has seen, without calls of modules."""
-        with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
-            turn = table_2TK.to(devices.product_type(x_BD)).unbind(0)
+        turn = table_2TK.to(devices.product_type(x_BD)).unbind(0)
+        # Nothing is kept for a gradient, not even the count of writes to a tensor, and all is of the right type already.
+        with torch.inference_mode(), torch.autocast(x_BD.device.type, enabled=False):
             for layer, step in enumerate(cache.steps):
                 x_BD = step(x_BD, turn, cache, layer)
         cache.position += 1

@@ -40,6 +40,21 @@ def test_the_logits_are_those_of_transformers(tmp_path: Path, family: str) -> No
     assert cache.position == 20
 
 
+@pytest.mark.parametrize("family", ALIKE)
+def test_in_bf16_from_the_first_token_on_the_logits_are_near_those_in_fp32(tmp_path: Path, family: str) -> None:
+    adapter = loaded(tmp_path, family, **({"sliding_window": None} if family == "mistral" else {}))
+    ids_BT = ids(adapter, 20)
+    exact = adapter.logits(ids_BT)[:, 9:]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cache = adapter.new_cache(2)  # tried under autocast, too
+        assert isinstance(cache, Decoding)
+        adapter.logits(ids_BT[:, :9], cache)
+        ours = torch.cat([adapter.logits(part_BT, cache) for part_BT in ids_BT[:, 9:].split(1, dim=1)], dim=1).float()
+        theirs = adapter.logits(ids_BT)[:, 9:].float()
+    error, usual = (ours - exact).norm() / exact.norm(), (theirs - exact).norm() / exact.norm()
+    assert error < 2 * usual, "twice what rounding to bf16 costs at the most"
+
+
 @pytest.mark.parametrize("family", [*ALIKE, *OTHERS])
 def test_the_next_tokens_logits_are_the_last_of_all(tmp_path: Path, family: str) -> None:
     adapter = loaded(tmp_path, family)

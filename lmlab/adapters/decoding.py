@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lmlab.adapters.fused import GATED
+from lmlab.devices import product_type
 from lmlab.transformer import matrix_of, turned
 
 ROOM = 256  # tokens for which there is room at least, beyond those that were seen
@@ -27,16 +28,17 @@ TRIAL = (4, 2)  # tokens of a prompt, and of what follows, on which the two ways
 
 
 class Norm:
-    """x / √(mean x² + ε) × weight over the last axis, in fp32, rounded to the precision of `x` before the weight."""
+    """x / √(mean x² + ε) × weight over the last axis, in fp32, rounded to the precision of `x` before the weight, and to
+    that of products after it."""
 
     def __init__(self, module: Any) -> None:
-        self.weight = module.weight
+        self.weight, self.dtype = module.weight, product_type(module.weight)
         self.epsilon = torch.tensor(module.variance_epsilon, device=self.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         factor = torch.addcmul(self.epsilon, length, length, value=1.0 / x.size(-1)).rsqrt_()
-        return (x * factor).to(x.dtype).mul_(self.weight)
+        return (x * factor).to(x.dtype).mul_(self.weight).to(self.dtype)
 
 
 class Layer:
@@ -55,9 +57,9 @@ class Layer:
 
     def take(self, keys_BGSK: Tensor, values_BGSK: Tensor) -> None:
         """Begin with these, with room for as many again."""
-        S = keys_BGSK.size(2)
+        S, dtype = keys_BGSK.size(2), self.query[0].dtype
         spare = (0, 0, 0, max(S, ROOM))
-        self.keys_BGSK, self.values_BGSK = F.pad(keys_BGSK, spare), F.pad(values_BGSK, spare)
+        self.keys_BGSK, self.values_BGSK = F.pad(keys_BGSK.to(dtype), spare), F.pad(values_BGSK.to(dtype), spare)
 
     def __call__(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], position: int) -> Tensor:
         """The residual stream of the token at a position after this layer, in the place of that before it."""
@@ -111,8 +113,13 @@ class Decoding:
 
     def _read(self, prompt_BT: Tensor, **arguments: Any) -> Tensor:
         """logits_BTV of a prompt, by the model itself, whose keys and values are taken over."""
-        cache = DynamicCache(config=self.model.config)
-        logits_BTV: Tensor = self.model(input_ids=prompt_BT, past_key_values=cache, use_cache=True, **arguments).logits
+        cache, device = DynamicCache(config=self.model.config), prompt_BT.device.type
+        on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        with torch.autocast(
+            device, dtype, on, cache_enabled=False
+        ):  # it would keep a copy of all weights until the end
+            given = {"input_ids": prompt_BT, "past_key_values": cache, "use_cache": True, **arguments}
+            logits_BTV: Tensor = self.model(**given).logits
         self.position = prompt_BT.size(1)
         for layer, seen in zip(self.layers, cache.layers, strict=True):
             layer.take(seen.keys, seen.values)
@@ -123,24 +130,25 @@ class Decoding:
         """logits_BV of one token, whose keys and values are added."""
         x_BD: Tensor = self.base.embed_tokens(ids_B)
         turn = self._turn(x_BD)
-        with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
+        # Nothing is kept for a gradient, not even the count of writes to a tensor, and all is of the right type already.
+        with torch.inference_mode(), torch.autocast(x_BD.device.type, enabled=False):
             for layer in self.layers:
                 x_BD = layer(x_BD, turn, self.position)
-            x_BD = self.norm(x_BD)
+            logits_BV = product(self.norm(x_BD), *self.head)
         self.position += 1
-        return product(x_BD, *self.head)
+        return logits_BV
 
     def _turn(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the position's angles, K each, with the signs that `turned` takes."""
         position = torch.full((1, 1), self.position, device=x_BD.device)
-        cosine_11K, sine_11K = self.base.rotary_emb(x_BD[:1, None], position)
+        cosine_11K, sine_11K = (of.to(self.norm.dtype) for of in self.base.rotary_emb(x_BD[:1, None], position))
         first_K, second_K = sine_11K[0, 0].chunk(2)
         return cosine_11K[0, 0], torch.cat([-first_K, second_K])
 
 
 def weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """What `product` takes. Asking a module for them again and again takes as long as a small product."""
-    return matrix_of(layer), layer.bias
+    return matrix_of(layer), None if layer.bias is None else layer.bias.to(product_type(layer.bias))
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -150,9 +158,16 @@ def product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether a model is built as this file takes it to be, and answers the same; found out by trying it."""
+    """Whether a model is built as this file takes it to be, and answers the same; found out by trying it, in its own
+    precision."""
     if not built_alike(model):
         return False
+    with torch.autocast(model.device.type, enabled=False):
+        return answers_alike(model)
+
+
+def answers_alike(model: PreTrainedModel) -> bool:
+    """Whether single tokens have the logits that the model gives them among others."""
     n_tokens = model.get_input_embeddings().weight.size(0)
     n_prompt, n_more = TRIAL
     ids_BT = (torch.arange(2 * (n_prompt + n_more), device=model.device).view(2, -1) * 7 + 1) % n_tokens
