@@ -128,7 +128,11 @@ def add_model_commands(commands: Any) -> None:
     add.add_argument("checkpoint", metavar="CHECKPOINT|RUN", help=f"{CHECKPOINT}; a run means its newest checkpoint")
     add.add_argument("--name", required=True, help="the model's name: a-z, 0-9, dot, dash and underscore")
     add = add_command(commands, "validate-registry", "check every entry, file and hash", models=True)
-    add.add_argument("--fix", action="store_true", help="remove dead entries and orphans")
+    add.add_argument(
+        "--fix",
+        action="store_true",
+        help="remove dead entries and remains; folders without an entry move to .unregistered",
+    )
 
 
 def add_run_commands(commands: Any) -> None:

@@ -218,7 +218,7 @@ def finish(run: Any) -> int:
     if not ranks.join().leads:
         return 0
     if run.was_done:
-        stopped_early = run.step < run.max_steps
+        stopped_early = run.step < run.max_steps and run.config.get("early_stopping_patience") is not None
         go_on = "give --set early_stopping_patience=null" if stopped_early else "raise --max-steps"
         print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; {go_on} to go on")
     if run.registered_as is not None:
@@ -310,7 +310,7 @@ def register_model(options: argparse.Namespace) -> int:
 
 
 def validate_registry(options: argparse.Namespace) -> int:
-    """Check the registry; 1 where something is wrong that was not removed."""
+    """Check the registry; 1 where something is wrong that was not taken away."""
     from lmlab.registry import Registry
 
     registry = Registry(options.models_dir)
@@ -319,7 +319,7 @@ def validate_registry(options: argparse.Namespace) -> int:
         print(problem)
     left = sum(not problem.fixed for problem in problems)
     if left and not options.fix:
-        print(f"{left} problem{'s' * (left > 1)} in {registry.models_dir}; --fix removes dead entries and orphans")
+        print(f"{left} problem{'s' * (left > 1)} in {registry.models_dir}; --fix takes dead entries and orphans away")
     elif not problems:
         n_models = len(registry.names())
         found = {0: "no models", 1: "1 model, as it was registered"}

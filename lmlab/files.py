@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: the only place that knows fsync and rename. Imports no torch.
+"""Writing so that nothing is lost: where files are synced and renamed. Imports no torch.
 
 A file or folder is first written under a temporary name beside its target (`.NAME.tmp-PID-HEX`), synced, and then
 renamed over; the parent folder is synced last. Whoever reads sees the old state or the new one, never a half.

@@ -2,7 +2,7 @@
 
 A newcomer is gathered in a hidden folder beside the models, checked there, and moved into place and registered in one
 go. An import that was interrupted leaves only that folder, and the same import goes on with it; one that was refused
-leaves nothing.
+leaves nothing of its own.
 """
 
 from __future__ import annotations

@@ -220,8 +220,8 @@ def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, devic
     block = block_bytes(shape, B, T, width, device)
     outside = outer_bytes(shape, B, T, width) + head_copy
     loss = head_bytes(shape, B * T, width)
-    # The gradients of the head, which comes first, of the residual, and of the widest activation, with a factor of it
-    # where the lab's own feed-forward does not multiply in place.
+    # The gradients of the head, which comes first, of the residual, and of the widest activation, and a factor of that
+    # but in the lab's own feed-forward, which multiplies in place.
     moment = FLOAT * shape.head + residual + (1 if shape.custom else 2) * width * B * T * shape.d_ff
     if not config.activation_checkpointing:
         return shape.n_layers * block + copies + outside + max(loss, moment)

@@ -293,7 +293,7 @@ class Registry:
         folder.mkdir(exist_ok=True)
         names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
         target = next(folder / name for name in names if not os.path.lexists(folder / name))
-        path.rename(target)
+        move_folder(path, target)
         return f"moved to {UNREGISTERED}/{target.name}; delete it there, or import it from there"
 
     def _orphans(self, used: set[str]) -> Iterator[tuple[Path, str]]:

@@ -187,7 +187,10 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
 
 def normalised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean 0 and deviation 1 over the last axis, in the precision of `x`; the mean and 1 / deviation that it had."""
-    return torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPSILON)
+    if not torch.is_autocast_enabled(x.device.type):
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPSILON)
+    with torch.autocast(x.device.type, enabled=False):  # which would make it fp32 on some devices
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPSILON)
 
 
 class Heads(torch.autograd.Function):
@@ -260,13 +263,14 @@ class SquaredReLUFeedForward(torch.autograd.Function):
         positive_NF = (x_ND @ input_FD.to(dtype).mT).clamp_min_(0)
         ctx.save_for_backward(x_ND, positive_NF, input_FD, output_DF)
         ctx.dtype = x_BTD.dtype
-        return (positive_NF.square() @ output_DF.to(dtype).mT).view(x_BTD.shape)
+        squares_NF = positive_NF * positive_NF  # of which autocast makes no fp32, as it does of powers on some devices
+        return (squares_NF @ output_DF.to(dtype).mT).view(x_BTD.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_ND, positive_NF, input_FD, output_DF = ctx.saved_tensors
         dy_ND = gradients[0].flatten(0, -2).to(x_ND.dtype)
-        d_output_DF = dy_ND.mT @ positive_NF.square()
+        d_output_DF = dy_ND.mT @ (positive_NF * positive_NF)
         d_NF = (dy_ND @ (2 * output_DF.to(x_ND.dtype))).mul_(positive_NF)
         dx_ND = d_NF @ input_FD.to(x_ND.dtype)
         return dx_ND.view(gradients[0].shape).to(ctx.dtype), d_NF.mT @ x_ND, d_output_DF

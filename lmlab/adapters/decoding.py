@@ -130,13 +130,13 @@ class Decoding:
         """logits_BV of one token, whose keys and values are added."""
         x_BD: Tensor = self.base.embed_tokens(ids_B)
         turn = self._turn(x_BD)
-        # Nothing is kept for a gradient, not even the count of writes to a tensor, and all is of the right type already.
-        with torch.inference_mode(), torch.autocast(x_BD.device.type, enabled=False):
-            for layer in self.layers:
-                x_BD = layer(x_BD, turn, self.position)
-            logits_BV = product(self.norm(x_BD), *self.head)
-        self.position += 1
-        return logits_BV
+        with torch.autocast(x_BD.device.type, enabled=False):  # all is of the right type already
+            with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
+                for layer in self.layers:
+                    x_BD = layer(x_BD, turn, self.position)
+                x_BD = self.norm(x_BD)
+            self.position += 1
+            return product(x_BD, *self.head)
 
     def _turn(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the position's angles, K each, with the signs that `turned` takes."""

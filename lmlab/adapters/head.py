@@ -40,7 +40,8 @@ class PlainHeadLoss(torch.autograd.Function):
 
     They are known up to one factor as soon as the logits are, so that each chunk's logits are made once and live no
     longer than it: three matrix products where computing the logits again would make four (Hsu et al. 2024). Products
-    are in the precision of autocast, sums in fp32.
+    are in the precision of autocast, sums in fp32. The backward pass scales what was kept in its place, and so can be
+    made once.
     """
 
     @staticmethod

@@ -87,7 +87,8 @@ def refuse_absurd(values: dict[str, Any], path: Path) -> None:
 def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a causal language model that transformers ships. Raises CheckpointError saying why not."""
     path = folder / "config.json"
-    values = PreTrainedConfig._decode_special_floats(harmless(read_object(path)))
+    decode = PreTrainedConfig._decode_special_floats
+    values = {key: decode(value) for key, value in harmless(read_object(path)).items()}
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
