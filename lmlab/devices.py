@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -99,6 +100,15 @@ def set_threads(threads: int) -> None:
     """Use that many processor threads. The sum of floats depends on it, so a run keeps the number it began with."""
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise UsageError where torch.compile would find no C++ compiler, which it needs on a processor."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UsageError(
+            f"compile: true needs a C++ compiler, and there is no {compiler}; install one, or set compile: false"
+        )
 
 
 @functools.cache

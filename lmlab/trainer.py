@@ -85,6 +85,7 @@ class Trainer:
         if config.activation_checkpointing:
             self.model.enable_activation_checkpointing()
         if config.compile:
+            devices.require_compiler(self.device)
             self.model.compile()
         self._replica = parallel.replicate(self.model, self.world)
 

@@ -77,7 +77,9 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
 def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
     """Each half of the heads' width times cosine plus the other half times sine, with the table's signs; a new tensor."""
     half = x_BHTK.size(-1) // 2
-    if x_BHTK.size(-2) == 1:  # sampling: fewer operations count for more than passes over memory
+    if (
+        x_BHTK.size(-2) == 1 or torch.compiler.is_compiling()
+    ):  # fewer operations, whose passes over memory a compiler joins
         return torch.addcmul(x_BHTK * cosine_TK, x_BHTK.roll(half, -1), sine_TK)
     first, second = x_BHTK[..., :half], x_BHTK[..., half:]
     y_BHTK = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
@@ -94,7 +96,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: x.numel()].view_as(x)
@@ -175,8 +177,9 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | Non
     before it where T = S, and a single query at every key.
     """
     T, S = q_BHTK.size(-2), k_BHSK.size(-2)
+    halved = q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16
     # Not for a single query: its keys are one more each time, and a new size of products costs time and memory.
-    if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and T > 1 and S <= EXPLICIT_ATTENTION_KEYS:
+    if halved and T > 1 and S <= EXPLICIT_ATTENTION_KEYS and not torch.compiler.is_compiling():
         if mask_TS is None and T == S:
             return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)
         return attention_probabilities(q_BHTK, k_BHSK, mask_TS) @ v_BHSK

@@ -67,6 +67,7 @@ def faster_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
+        and not torch.compiler.is_compiling()
         and 1 < query.size(-2) == key.size(-2) <= EXPLICIT_ATTENTION_KEYS
         and query.size(-1) == value.size(-1)
     )
