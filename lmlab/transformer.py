@@ -77,9 +77,8 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
 def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
     """Each half of the heads' width times cosine plus the other half times sine, with the table's signs; a new tensor."""
     half = x_BHTK.size(-1) // 2
-    if (
-        x_BHTK.size(-2) == 1 or torch.compiler.is_compiling()
-    ):  # fewer operations, whose passes over memory a compiler joins
+    # Of a single token, fewer operations count for more than passes over memory; and a compiler joins those.
+    if x_BHTK.size(-2) == 1 or torch.compiler.is_compiling():
         return torch.addcmul(x_BHTK * cosine_TK, x_BHTK.roll(half, -1), sine_TK)
     first, second = x_BHTK[..., :half], x_BHTK[..., half:]
     y_BHTK = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
@@ -101,9 +100,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: x.numel()].view_as(x)
     threshold = min(round(p * 2**16) - 2**15, 2**15 - 1)  # the largest int16, for a p just below 1
-    kept = bits.ge_(threshold).to(
-        x.dtype
-    )  # a comparison to booleans, and these to floats, would take ten times as long
+    kept = bits.ge_(threshold).to(x.dtype)  # in place: by way of booleans it takes ten times as long
     return x * kept.mul_(1.0 / (1.0 - p))
 
 
@@ -170,16 +167,24 @@ def into(target: Tensor, left: Tensor, right: Tensor, scale: float = 1.0, add: b
     torch.baddbmm(target, left, right, beta=1.0 if add else 0.0, alpha=scale, out=target)
 
 
+def products_are_faster(q_BHTK: Tensor, S: int) -> bool:
+    """Whether attention by plain products beats the fused kernel, see EXPLICIT_ATTENTION_KEYS.
+
+    Not for a single query: its keys are one more each time, and a new size of products costs time and memory. And not
+    under torch.compile, which cannot write into a part of a tensor.
+    """
+    halved = q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16
+    return halved and q_BHTK.size(-2) > 1 and S <= EXPLICIT_ATTENTION_KEYS and not torch.compiler.is_compiling()
+
+
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_TS: Tensor | None) -> Tensor:
-    """Scaled dot-product attention, by plain products where they are faster, see EXPLICIT_ATTENTION_KEYS.
+    """Scaled dot-product attention, by plain products where they are faster.
 
     mask: true where to look, with leading axes for batch and head if need be. None: each token at itself and all
     before it where T = S, and a single query at every key.
     """
     T, S = q_BHTK.size(-2), k_BHSK.size(-2)
-    halved = q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16
-    # Not for a single query: its keys are one more each time, and a new size of products costs time and memory.
-    if halved and T > 1 and S <= EXPLICIT_ATTENTION_KEYS and not torch.compiler.is_compiling():
+    if products_are_faster(q_BHTK, S):
         if mask_TS is None and T == S:
             return BlockCausalAttention.apply(q_BHTK, k_BHSK, v_BHSK)
         return attention_probabilities(q_BHTK, k_BHSK, mask_TS) @ v_BHSK
@@ -216,7 +221,8 @@ class Heads(torch.autograd.Function):
         qkv_BTE, table_2TK, *moments = ctx.saved_tensors
         d_qkv_BTE = torch.empty_like(qkv_BTE)
         x_3BHTK, dx_3BHTK = (by_head(x_BTE, table_2TK.size(-1)) for x_BTE in (qkv_BTE, d_qkv_BTE))
-        for x_BHTK, dx_BHTK, dy_BHTK, mean, scale in zip(x_3BHTK[:2], dx_3BHTK, gradients, *moments, strict=False):
+        turns = zip(x_3BHTK[:2], dx_3BHTK[:2], gradients[:2], *moments, strict=True)
+        for x_BHTK, dx_BHTK, dy_BHTK, mean, scale in turns:
             dy_BHTK = turned(dy_BHTK, table_2TK[0], -table_2TK[1])
             given = (dy_BHTK, x_BHTK, x_BHTK.shape[-1:], mean, scale, None, None, [True, False, False])
             dx_BHTK.copy_(torch.ops.aten.native_layer_norm_backward(*given)[0])

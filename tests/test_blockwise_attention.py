@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from lmlab.adapters import attention
+from lmlab import transformer
 from lmlab.adapters.base import BaseAdapter
 from lmlab.loading import load_adapter
 from lmlab.transformer import BlockCausalAttention
@@ -52,7 +52,7 @@ def test_gradients_in_blocks_are_as_close_to_fp32_as_the_fused_kernels(
     monkeypatch.setattr(BlockCausalAttention, "apply", lambda *qkv: calls.append(1) or real(*qkv))
     in_blocks = gradients(model, bf16=True)
     assert len(calls) == model.attention_shape()[0]  # every layer
-    monkeypatch.setattr(attention, "EXPLICIT_ATTENTION_KEYS", 0)
+    monkeypatch.setattr(transformer, "EXPLICIT_ATTENTION_KEYS", 0)
     fused = gradients(model, bf16=True)
     assert len(calls) == model.attention_shape()[0]  # and none now
     assert relative(in_blocks, exact) <= 1.25 * relative(fused, exact)

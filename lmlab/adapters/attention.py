@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from lmlab.transformer import EXPLICIT_ATTENTION_KEYS, BlockCausalAttention
+from lmlab.transformer import BlockCausalAttention, products_are_faster
 
 NAME = "lmlab_blocks"  # under which transformers knows it
 OWN_SCORES = ("softcap", "s_aux", "position_bias", "cache")  # what changes the scores or what is looked at
@@ -63,11 +63,6 @@ def attention(
 
 
 def faster_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether plain products beat the fused kernel: in bf16 on a processor, over contexts that are not long."""
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and not torch.compiler.is_compiling()
-        and 1 < query.size(-2) == key.size(-2) <= EXPLICIT_ATTENTION_KEYS
-        and query.size(-1) == value.size(-1)
-    )
+    """Whether blocks can be used, and plain products beat the fused kernel."""
+    alike = query.size(-2) == key.size(-2) and query.size(-1) == value.size(-1)
+    return alike and products_are_faster(query, key.size(-2))

@@ -115,10 +115,10 @@ class Decoding:
         """logits_BTV of a prompt, by the model itself, whose keys and values are taken over."""
         cache, device = DynamicCache(config=self.model.config), prompt_BT.device.type
         on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        given = {"input_ids": prompt_BT, "past_key_values": cache, "use_cache": True, **arguments}
         with torch.autocast(
             device, dtype, on, cache_enabled=False
-        ):  # it would keep a copy of all weights until the end
-            given = {"input_ids": prompt_BT, "past_key_values": cache, "use_cache": True, **arguments}
+        ):  # else it keeps a copy of all weights until the end
             logits_BTV: Tensor = self.model(**given).logits
         self.position = prompt_BT.size(1)
         for layer, seen in zip(self.layers, cache.layers, strict=True):
