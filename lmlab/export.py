@@ -20,12 +20,21 @@ from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.errors import CheckpointError, RegistryError
 from lmlab.events import Event, now, number, read
-from lmlab.files import describe_os_error, read_json, remove_tree, sha256_file, temporary_sibling, write_atomic
+from lmlab.files import (
+    describe_os_error,
+    dump_json,
+    read_json,
+    remove_tree,
+    sha256_file,
+    temporary_sibling,
+    write_atomic,
+)
 from lmlab.origins import LICENSE_FILE, TOKENIZER_FILES
 from lmlab.registry import Entry, FileInfo, Registry, check_name
 from lmlab.words import count, one_line
 
 CARD = "README.md"
+CHAT_TEMPLATES = "additional_chat_templates"
 MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -48,7 +57,7 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
         }
         refuse_altered(saved, files)
         entry = entry_of(saved, name, files, ancestor)
-        write_atomic(folder / CARD, card(entry, saved, hub_base(registry, entry)).encode())
+        write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved)).encode())
         registry.admit(folder, entry)
     return entry
 
@@ -77,6 +86,20 @@ def copy_model(saved: Checkpoint, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (saved.folder / "tokenizer" / name).is_file():
             shutil.copyfile(saved.folder / "tokenizer" / name, folder / name)
+    more = sorted((saved.folder / "tokenizer" / CHAT_TEMPLATES).glob("*.jinja"))
+    if more:
+        keep_templates(more, folder)
+
+
+def keep_templates(more: list[Path], folder: Path) -> None:
+    """Put all chat templates of a tokenizer that has several into its settings, as a list: a model has no folders."""
+    settings, default = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    named = {path.stem: path.read_text(encoding="utf-8") for path in more}
+    if default.is_file():
+        named["default"] = default.read_text(encoding="utf-8")
+        default.unlink()
+    templates = [{"name": name, "template": text} for name, text in named.items()]
+    write_atomic(settings, dump_json({**read_json(settings), "chat_template": templates}))
 
 
 def copy_beside(source: Path, folder: Path) -> None:
@@ -99,19 +122,32 @@ def refuse_altered(saved: Checkpoint, files: dict[str, FileInfo]) -> None:
 
 def nearest_ancestor(registry: Registry, saved: Checkpoint) -> Entry | None:
     """The newest ancestor of a checkpoint that is still registered and sound."""
-    known = {entry.model_name: entry for entry in registry.entries()}
-    names = [link.get("model_name") for link in saved.state.get("lineage") or []]
-    return next((known[name] for name in reversed(names) if name in known), None)
+    return next(reversed(ancestors(registry, saved)), None)
 
 
-def hub_base(registry: Registry, entry: Entry) -> str | None:
+def hub_base(registry: Registry, saved: Checkpoint) -> str | None:
     """The hub id that the model comes from in the end, where one of its ancestors was imported from there."""
-    known = {other.model_name: other for other in registry.entries()}
-    for link in entry.lineage:
-        ancestor = known.get(link.model_name or "")
-        if ancestor is not None and ancestor.source == "huggingface":
-            return ancestor.model_id
-    return None
+    return next((entry.model_id for entry in ancestors(registry, saved) if entry.source == "huggingface"), None)
+
+
+def ancestors(registry: Registry, saved: Checkpoint) -> list[Entry]:
+    """The entries of a checkpoint's lineage, oldest first, without those that are gone, or whose name another model has."""
+    known = {entry.model_name: entry for entry in registry.entries()}
+    links = [link for link in saved.state.get("lineage") or [] if link.get("model_name") in known]
+    return [known[link["model_name"]] for link in links if is_meant(known[link["model_name"]], link, saved.state)]
+
+
+def is_meant(entry: Entry, link: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether a registered model is the one that a link of a run's lineage names.
+
+    Others may have the name of a folder or file, too: what came in from one must have been there when the run began.
+    """
+    model = state.get("model") or {}
+    same_id = entry.model_id == model.get("model_id") and entry.architecture_type == model.get("architecture_type")
+    same_weights = (entry.run_id, entry.step) == (link.get("run_id"), link.get("step"))
+    began = state.get("fine_tuning_started_at") or ""
+    was_there = entry.source not in ("local", "gguf") or entry.created_at <= began
+    return same_id and same_weights and was_there
 
 
 def entry_of(saved: Checkpoint, name: str, files: dict[str, FileInfo], ancestor: Entry | None) -> Entry:

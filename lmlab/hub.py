@@ -1,8 +1,8 @@
 """Import a model: from the hub, a local folder, a GGUF file, or a tiny one made on the spot.
 
 A newcomer is gathered in a hidden folder beside the models, checked there, and moved into place and registered in one
-go. An import that was interrupted leaves only that folder, and the same import goes on with it; one that was refused
-leaves nothing of its own.
+go. An import that was interrupted leaves only that folder, and the same import goes on with it (from a folder or file it
+begins anew); one that was refused leaves nothing of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lmlab.events import now
 from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
 from lmlab.hub_client import DISK_FULL, Unfinished, need_space
 from lmlab.registry import Entry, FileInfo, Registry, check_name, is_name
-from lmlab.sources import ImportPlan, origin_of
+from lmlab.sources import FromFolder, FromGguf, FromHub, ImportPlan, Origin, origin_of
 from lmlab.words import one_line
 
 MARKER = ".import.json"  # in a folder that an import made: which model it is to be
@@ -45,7 +45,7 @@ def import_model(
     registry = Registry(models_dir)
     name = check_name(name) if name is not None else make_name(origin.default_name())
     with disk_errors(registry.models_dir), alone(registry, name, tell) as waited:
-        attempt = Attempt(registry, name)
+        attempt = Attempt(registry, name, origin)
         try:
             plan = origin.plan(name, attempt.folder_for)
             if name in registry.names():
@@ -56,10 +56,10 @@ def import_model(
             if not confirm(plan):
                 attempt.remove()
                 return None
-            attempt.fetches = True
+            attempt.begin_to_fetch()
             origin.fetch(folder)
             tell("checking the files and the model's first forward pass")
-            return admit(registry, plan, folder)
+            return admit(registry, plan, folder, tell)
         except Unfinished:
             attempt.forget_if_empty()
             raise
@@ -79,14 +79,16 @@ class Attempt:
     fetches: whether this attempt has come as far as to add to what it found.
     """
 
-    def __init__(self, registry: Registry, name: str) -> None:
-        self.registry, self.name = registry, name
+    def __init__(self, registry: Registry, name: str, origin: Origin) -> None:
+        self.registry, self.name, self.origin = registry, name, origin
         self.folder = registry.partial(name)
         self.begun, self.found, self.fetches = False, False, False
 
     def folder_for(self, plan: ImportPlan) -> Path:
         """The folder, emptied of what belongs to another model, and taken back where a kill left it half-registered."""
         wanted = {"source": plan.source, "model_id": plan.model_id, "revision": plan.revision}
+        if isinstance(self.origin, FromFolder | FromGguf):  # whose id is a name that others may have, too
+            wanted["path"] = str(self.origin.path)
         placed = self.registry.models_dir / self.name
         unregistered = self.name not in self.registry.names()
         if unregistered and not self.folder.exists() and not placed.is_symlink() and read_marker(placed) == wanted:
@@ -99,6 +101,13 @@ class Attempt:
             write_atomic(self.folder / MARKER, dump_json(wanted))
         self.begun = True
         return self.folder
+
+    def begin_to_fetch(self) -> None:
+        """Note that the folder is added to from now on. What only the hub can go on with is taken out before."""
+        self.fetches = True
+        for path in () if isinstance(self.origin, FromHub) else self.folder.iterdir():
+            if path.name != MARKER:
+                remove_tree(path)
 
     def remove(self) -> None:
         """Remove everything that was gathered; what an earlier attempt at another model left stays."""
@@ -128,7 +137,7 @@ def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
     """The registered model, where another process has just imported the very same. Else raises HubError."""
     entry = registry.get(plan.name)
     same = (entry.source, entry.model_id, entry.revision) == (plan.source, plan.model_id, plan.revision)
-    if same and waited:
+    if same and waited and plan.source not in ("local", "gguf"):  # whose ids are names that others may have, too
         return entry
     free = next(name for n in range(2, 10_000) if (name := f"{plan.name[:58]}-v{n}") not in registry.names())
     if same and plan.revision is not None:
@@ -137,14 +146,19 @@ def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
     raise HubError(f"a model {plan.name!r} is registered already{other}; choose another name: --name {free}")
 
 
-def admit(registry: Registry, plan: ImportPlan, folder: Path) -> Entry:
-    """Check the gathered files, move them into place and register them. Raises HubError, RegistryError."""
+def admit(registry: Registry, plan: ImportPlan, folder: Path, tell: Callable[[str], None]) -> Entry:
+    """Check the gathered files, move them into place and register them, and tell what a user should know of them.
+
+    Raises HubError, RegistryError.
+    """
     what = plan.model_id or plan.name
     origins.disarm(folder)
     for path in folder.iterdir():
         if path.is_dir() or (path.name.startswith(".") and path.name != MARKER):
             remove_tree(path)
-    adapter = origins.examine(folder, what)
+    adapter, notes = origins.examine(folder, what)
+    for note in notes:
+        tell(f"{one_line(what)}: {note}")
     kept = sorted(path for path in folder.iterdir() if path.name != MARKER)
     files = {path.name: FileInfo(size=path.stat().st_size, sha256=sha256_file(path)) for path in kept}
     entry = Entry(

@@ -246,10 +246,11 @@ def disarm(folder: Path) -> list[str]:
     return changed
 
 
-def examine(folder: Path, what: str) -> BaseAdapter:
-    """Load the model in a folder and run a few tokens through it, and its tokenizer. Raises HubError saying what fails.
+def examine(folder: Path, what: str) -> tuple[BaseAdapter, list[str]]:
+    """Load the model in a folder and run a few tokens through it, and its tokenizer; with `tokenizer_notes` on that.
 
-    On the way its shapes are compared with the files' on the meta device, before memory is spent.
+    On the way its shapes are compared with the files' on the meta device, before memory is spent. Raises HubError saying
+    what fails.
     """
     from lmlab.adapters.custom import CustomTransformerAdapter
 
@@ -261,12 +262,12 @@ def examine(folder: Path, what: str) -> BaseAdapter:
 
             adapter = adapter_for(str(architecture(folder).get("model_type"))).load(folder)
         try_forward(adapter, what)
-        try_tokenizer(folder, adapter, what)
+        notes = tokenizer_notes(folder, adapter.vocab_size)
     except CheckpointError as error:
         raise HubError(f"{what} cannot be used: {without_folder(error, folder)}") from error
     except TokenizerError as error:
         raise HubError(f"the tokenizer of {what} cannot be used: {without_folder(error, folder)}") from error
-    return adapter
+    return adapter, notes
 
 
 def without_folder(error: Exception, folder: Path) -> str:
@@ -299,17 +300,20 @@ def try_forward(adapter: BaseAdapter, what: str) -> None:
         raise HubError(f"{what} is no causal language model: what follows a token changes what it predicts")
 
 
-def try_tokenizer(folder: Path, adapter: BaseAdapter, what: str) -> None:
-    """Load the tokenizer, where there is one, and compare it with the embedding. Raises HubError, TokenizerError."""
+def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
+    """What a user should know of a folder's tokenizer: that it has ids which an embedding of so many rows lacks.
+
+    Raises TokenizerError where there is one that cannot be loaded.
+    """
     from lmlab.tokenizers import Tokenizer
 
-    if not has_tokenizer(folder):
-        return
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > adapter.vocab_size:
-        raise HubError(
-            f"{what} cannot be used: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {adapter.vocab_size}"
-        )
+    n_tokens = Tokenizer.load(folder).vocab_size if has_tokenizer(folder) else 0
+    if n_tokens <= n_rows:
+        return []
+    return [
+        f"its tokenizer has {n_tokens} tokens, its embedding {n_rows}: it reads no text with the others, and "
+        "resize_embeddings: true makes room for them"
+    ]
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -86,8 +86,28 @@ def test_other_kinds_are_left_to_transformers(tmp_path: Path, family: str) -> No
 
 
 def test_a_window_that_slides_is_left_to_transformers(tmp_path: Path) -> None:
-    adapter = loaded(tmp_path, "mistral", sliding_window=4)
+    adapter = loaded(tmp_path, "mistral", sliding_window=64)  # longer than what is tried
+    cache = adapter.new_cache(2)
+    assert isinstance(cache, DynamicCache)
+    ids_BT = ids(adapter, 100)
+    with torch.no_grad():
+        parts = [adapter.logits(part_BT, cache) for part_BT in ids_BT.split([80, 1, 1, 18], dim=1)]
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path / "mistral")(input_ids=ids_BT, use_cache=False).logits
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_queries_that_grow_with_the_position_are_left_to_transformers(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "llama_4_scaling_beta": 1.0}
+    rope["original_max_position_embeddings"] = 16  # they grow from there on, which is beyond what is tried
+    adapter = loaded(tmp_path, "ministral3", head_dim=8, sliding_window=None, rope_parameters=rope)
     assert isinstance(adapter.new_cache(1), DynamicCache)
+
+
+def test_a_model_that_fails_when_it_is_tried_is_left_to_transformers(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "llama")
+    forward = adapter.model.forward
+    adapter.model.forward = lambda input_ids, past_key_values=None: forward(input_ids, past_key_values=past_key_values)
+    assert not can_decode(adapter.model)
 
 
 def test_a_model_that_only_looks_alike_is_found_out(tmp_path: Path) -> None:

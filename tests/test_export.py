@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,65 @@ def test_the_entry_has_the_lineage_and_the_model_can_be_tuned_again(
     assert registry.ancestors("tuned-twice") == ["base", "tuned"]
     assert registry.descendants("base") == ["tuned", "tuned-twice"]
     assert grandchild.license == "apache-2.0"
+
+
+def test_a_model_that_took_the_ancestors_name_lends_nothing(published: Path, models: Path, tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path / "runs", trained(published / "qwen2"), HFTokenizer(published / "qwen2"))
+    registry = Registry(models)
+    registry.remove("base", force=True)
+    other = tmp_path / "other"
+    shutil.copytree(published / "qwen2", other)
+    (other / "LICENSE").write_text("another licence")
+    (other / "generation_config.json").write_text('{"temperature": 9.0}')
+    assert hub.import_model(str(other), name="base", models_dir=models) is not None
+    changes = {"license": "other", "source": "huggingface", "model_id": "somebody/else"}
+    registry.add(registry.get("base").model_copy(update=changes), replace=True)
+    entry = register_checkpoint(saved, "tuned", models)
+    assert entry.license is None
+    assert {"LICENSE", "generation_config.json"}.isdisjoint(entry.files)
+    assert "base_model" not in yaml.safe_load((models / "tuned" / "README.md").read_text().split("---")[1])
+    assert [link.model_name for link in entry.lineage] == ["base"]  # what it was called is kept
+
+
+def test_of_local_models_of_one_name_the_later_lends_nothing(published: Path, models: Path, tmp_path: Path) -> None:
+    registry = Registry(models)
+    facts = {"license": "mit", "source": "local", "model_id": "My Qwen"}
+    registry.add(registry.get("base").model_copy(update=facts), replace=True)
+    created = registry.get("base").created_at
+    adapter = trained(published / "qwen2")
+    model = {"model_name": "base", "model_id": "My Qwen", "source": "local", **adapter.describe()}
+    for name, began, license in (("before", "2026-01-02T03:04:05.000000Z", None), ("after", created, "mit")):
+        facts = {"model": model, "fine_tuning_started_at": began}
+        saved = save_checkpoint(tmp_path / "runs", adapter, HFTokenizer(published / "qwen2"), f"run-{name}", **facts)
+        assert register_checkpoint(saved, name, models).license == license
+
+
+def test_a_fine_tune_registered_anew_from_another_step_is_another_ancestor(
+    published: Path, models: Path, tmp_path: Path
+) -> None:
+    adapter, tokenizer = trained(published / "qwen2"), HFTokenizer(published / "qwen2")
+    first = save_checkpoint(tmp_path / "runs", adapter, tokenizer)
+    register_checkpoint(first, "tuned", models)
+    registry = Registry(models)
+    chain = registry.lineage("tuned")
+    registry.add(registry.get("tuned").model_copy(update={"license": "other", "step": 10}), replace=True)
+    again = save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-2", fine_tuned_from="tuned", lineage=chain)
+    assert register_checkpoint(again, "twice", models).license == "apache-2.0"  # the base's
+
+
+def test_several_chat_templates_are_kept(published: Path, models: Path, tmp_path: Path) -> None:
+    tokenizer = HFTokenizer(published / "qwen2")
+    tokenizer.inner.chat_template = {"default": "{{ messages }}", "tool_use": "tools: {{ messages }}"}
+    saved = save_checkpoint(tmp_path / "runs", trained(published / "qwen2"), tokenizer)
+    assert (saved / "tokenizer" / "additional_chat_templates" / "tool_use.jinja").exists()
+    register_checkpoint(saved, "tuned", models)
+    folder = Registry(models).verify("tuned")
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.inner.chat_template
+    assert Tokenizer.load(folder).identifier == tokenizer.identifier
+    tokenizer.inner.chat_template = "one: {{ messages }}"
+    alone = save_checkpoint(tmp_path / "runs", trained(published / "qwen2"), tokenizer, "run-2")
+    register_checkpoint(alone, "alone", models)
+    assert AutoTokenizer.from_pretrained(models / "alone").chat_template == "one: {{ messages }}"
 
 
 def test_the_card_tells_data_config_losses_lineage_and_licence(published: Path, models: Path, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import pytest
 import tiny_models
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV4Config, PreTrainedModel
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4MLP
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNormGated
 
-from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm, fuse
+from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm, fuse, is_root_mean_square
 
 FUSED = {"qwen2": 7, "qwen3": 7, "llama": 7}  # of two layers: two norms and a feed-forward in each, and the last norm
 
@@ -53,12 +56,44 @@ def test_loss_and_gradients_are_those_of_transformers(model_type: str, tmp_path:
         assert torch.equal(ours(input_ids=ids_BT).logits, theirs(input_ids=ids_BT).logits)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt2"])
+OTHER = {
+    "gpt2": {},
+    "gemma2": {"head_dim": 8},
+    "seed_oss": {"head_dim": 8, "residual_dropout": 0.1},  # of what its feed-forwards give, while it trains
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER)
 def test_what_computes_something_else_is_left_alone(model_type: str, tmp_path: Path) -> None:
-    model = plain(
-        tiny_models.make(tmp_path / "model", model_type, **({"head_dim": 8} if model_type == "gemma2" else {}))
-    )
-    assert fuse(model) == 0
+    model = plain(tiny_models.make(tmp_path / "model", model_type, **OTHER[model_type]))
+    state = torch.get_rng_state()
+    assert fuse(model) == (5 if model_type == "seed_oss" else 0)  # its norms are the usual ones
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in model.modules())
+
+
+def test_feed_forwards_that_cut_large_values_off_are_left_alone() -> None:
+    for limit, fused in ((10.0, 0), (1e9, 1)):
+        config = DeepseekV4Config(hidden_size=32, intermediate_size=64, swiglu_limit=limit)
+        layer = DeepseekV4MLP(config)
+        assert fuse(layer) == fused
+
+
+def test_a_norm_that_takes_a_gate_too_is_left_alone() -> None:
+    assert fuse(nn.ModuleDict({"norm": Qwen3_5RMSNormGated(8)})) == 0
+    assert fuse(nn.ModuleDict({"norm": LlamaRMSNorm(8)})) == 1
+
+
+def test_what_gemmas_norm_computes_is_seen(tmp_path: Path) -> None:
+    model = plain(tiny_models.make(tmp_path / "model", "gemma2", head_dim=8))
+    norms = [module for module in model.modules() if type(module).__name__ == "Gemma2RMSNorm"]
+    for norm in norms:  # as the others name it, so that it is tried
+        norm.variance_epsilon = norm.eps
+    assert not any(is_root_mean_square(norm) for norm in norms)
+    for norm in norms:
+        forward = norm.forward
+        norm.forward = lambda x, forward=forward, norm=norm: forward(x) - norm._norm(x)  # without the 1
+    assert all(is_root_mean_square(norm) for norm in norms)
 
 
 def test_a_norm_that_adds_one_to_its_weight_is_not_taken_for_one_that_does_not() -> None:

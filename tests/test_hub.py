@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmlab import hub
-from lmlab.errors import HubError, LabError, RegistryError
+from lmlab.errors import HubError, LabError, RegistryError, TokenizerError
 from lmlab.files import sha256_file
+from lmlab.generate import SamplingSettings
 from lmlab.hub_client import Unfinished
+from lmlab.loading import load_model_and_tokenizer
 from lmlab.registry import Entry, Registry
 from lmlab.tokenizers import Tokenizer
 
@@ -377,6 +380,82 @@ def test_a_killed_import_leaves_no_entry_and_goes_on_when_run_again(server: HubS
     assert Registry(models).validate() == []
 
 
+@pytest.mark.parametrize("at", ["the question", "the check"])
+def test_a_folder_of_the_same_name_is_not_mixed_with_one_whose_import_was_interrupted(
+    tiny_qwen: Path, models: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    shutil.copytree(tiny_qwen, one)
+    (one / "LICENSE").write_text("of the first alone")
+    shutil.copytree(tiny_qwen, other)
+
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.import_model(str(one), models_dir=models, **{"confirm" if at == "the question" else "tell": interrupt})
+    assert (models / ".partial-model").is_dir()
+    assert "LICENSE" not in bring(str(other), models).files
+
+
+def test_a_folder_that_lost_a_file_after_an_interrupted_import_comes_in_as_it_is(
+    tiny_qwen: Path, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_qwen, folder)
+    (folder / "LICENSE").write_text("withdrawn")
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.import_model(str(folder), models_dir=models, tell=interrupt)
+    assert (models / ".partial-model" / "LICENSE").exists()
+    (folder / "LICENSE").unlink()
+    assert "LICENSE" not in bring(str(folder), models).files
+
+
+@pytest.mark.parametrize("again", ["one", "other"])
+def test_a_gguf_file_is_converted_anew_after_an_interrupted_import(models: Path, tmp_path: Path, again: str) -> None:
+    files = {name: tmp_path / name / "tiny.gguf" for name in ("one", "other")}
+    for path in files.values():
+        path.parent.mkdir()
+        write_gguf(path, tiny_models.make(tmp_path / f"{path.parent.name}-llama", "llama"))
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.import_model(str(files["one"]), models_dir=models, tell=interrupt)
+    (models / ".partial-tiny" / "NOTICE").write_text("of what was interrupted")
+    assert "NOTICE" not in bring(str(files[again]), models).files
+
+
+def test_another_folder_of_the_same_name_is_not_taken_for_what_was_waited_for(
+    tiny_qwen: Path, models: Path, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    for folder in (one, other):
+        shutil.copytree(tiny_qwen, folder)
+    registry, waits = Registry(models), threading.Event()
+    refusals: list[str] = []
+
+    def second() -> None:
+        try:
+            hub.import_model(str(other), models_dir=models, tell=lambda line: waits.set())
+        except HubError as error:
+            refusals.append(str(error))
+
+    with registry.importing("model", timeout=0):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(60)
+        entry = bring(str(one), models, name="first").model_copy(update={"model_name": "model"})
+        registry.add(entry)
+    thread.join(60)
+    assert ["choose another name: --name model-v2" in refusal for refusal in refusals] == [True]
+
+
 def test_two_imports_of_one_model_download_it_once(server: HubServer, models: Path) -> None:
     server.stall["model.safetensors"] = 70_000
     first = start_import(models)
@@ -560,9 +639,6 @@ def nan_weights(tiny_qwen: Path) -> bytes:
 
 def unfit_models(tiny_qwen: Path) -> dict[str, tuple[dict[str, bytes], str]]:
     """Repositories that cannot be used, and what is said of them."""
-    tokens = {f"t{i}": i for i in range(1000)}
-    large = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": tokens, "unk_token": "t0"}}
-    plain = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode()
     return {
         "unknown": ({"config.json": config_with(tiny_qwen, model_type="nova")}, "model_type 'nova', which this transf"),
         "vision": ({"config.json": config_with(tiny_qwen, model_type="vit")}, "no causal language model"),
@@ -572,16 +648,12 @@ def unfit_models(tiny_qwen: Path) -> dict[str, tuple[dict[str, bytes], str]]:
         "layers": ({"config.json": config_with(tiny_qwen, num_hidden_layers=3, layer_types=None)}, "lack"),
         "nan": ({"model.safetensors": nan_weights(tiny_qwen)}, "its logits are not finite"),
         "lie": ({"model.safetensors": struct.pack("<Q", 1 << 40) + b"{}" * 500_000}, "model.safetensors is damaged"),
-        "tokens": (
-            {"tokenizer.json": json.dumps(large).encode(), "tokenizer_config.json": plain},
-            "its tokenizer has 1001 tokens, its embedding 320",
-        ),
         "tokenizer": ({"tokenizer.json": b"[]", "vocab.json": b"", "merges.txt": b""}, "the tokenizer of"),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["unknown", "vision", "quantized", "config", "huge", "layers", "nan", "lie", "tokens", "tokenizer"]
+    "kind", ["unknown", "vision", "quantized", "config", "huge", "layers", "nan", "lie", "tokenizer"]
 )
 def test_a_model_that_cannot_be_used_is_kept_out(server: HubServer, tiny_qwen: Path, models: Path, kind: str) -> None:
     changes, message = unfit_models(tiny_qwen)[kind]
@@ -590,6 +662,40 @@ def test_a_model_that_cannot_be_used_is_kept_out(server: HubServer, tiny_qwen: P
     assert message in said
     assert f"bad/{kind}" in said
     assert ".partial" not in said
+
+
+def test_a_tokenizer_may_have_ids_that_the_embedding_lacks(
+    server: HubServer, tiny_qwen: Path, models: Path, tmp_path: Path
+) -> None:
+    inner = AutoTokenizer.from_pretrained(tiny_qwen)
+    inner.add_tokens([*(f"<spare {i}>" for i in range(len(inner), 320)), "<image>"], special_tokens=True)
+    inner.save_pretrained(tmp_path / "tokenizer")
+    files = published(tiny_qwen, **{path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()})
+    said = "its tokenizer has 321 tokens, its embedding 320: it reads no text with the others"
+
+    told: list[str] = []
+    server.publish("a/marked", files)
+    bring("a/marked", models, name="marked", tell=told.append)
+    assert sum(line.startswith(f"a/marked: {said}") for line in told) == 1
+
+    adapter, tokenizer = load_model_and_tokenizer(models / "marked")
+    settings = SamplingSettings(max_new_tokens=3, seed=1)
+    fine_BT, other_BT = (
+        torch.from_numpy(tokenizer.encode(text)).long()[None] for text in ("the boat", "the <image> boat")
+    )
+    assert int(other_BT.max()) == 320
+    assert adapter.generate(fine_BT, settings).size(1) == fine_BT.size(1) + 3
+    readers = (
+        adapter.logits,
+        adapter.hidden_states,
+        adapter.attentions,
+        lambda ids_BT: adapter.generate(ids_BT, settings),
+    )
+    for read in readers:
+        with pytest.raises(TokenizerError, match="the text has token 320, and the model knows 320 from 0 on"):
+            read(other_BT)
+    adapter.resize_embeddings(321)
+    assert adapter.logits(other_BT).isfinite().all()
 
 
 def test_a_model_that_looks_ahead_is_kept_out(models: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3_5ForConditionalGeneration
 from transformers.utils import logging
 
+from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm
 from lmlab.adapters.head import Shaping
 from lmlab.adapters.huggingface import (
     CausalLMAdapter,
@@ -32,6 +35,7 @@ from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings, generate
 from lmlab.tokenizers import Tokenizer
+from lmlab.transformer import BlockCausalAttention
 
 CORE = ["qwen2", "qwen3", "llama", "gpt2"]
 OTHERS = {  # families whose head, positions or cache differ from the core's
@@ -43,9 +47,18 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 3.0},
     "mixtral": {},
+    "qwen3_5_text": {},
+    "qwen3_next": {},
+    "doge": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "mamba": {},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},  # has an infinity in its config
 }
+FUSED = {"gpt2", "gemma2", "opt", "bloom", "lfm2"} ^ {
+    *CORE,
+    *OTHERS,
+}  # what has norms or feed-forwards that are replaced
+IN_BLOCKS = {*CORE, *OTHERS} - {"gemma2", "opt", "bloom", "granite", "doge", "mamba", "mamba2"}  # plain attention
 END = 0  # the id of end-of-text in the tiny tokenizer
 
 
@@ -153,18 +166,69 @@ def test_a_head_that_is_not_understood_gives_the_right_loss_all_the_same(folders
         assert torch.equal(adapter.loss(inputs_BT, targets_BT), expected)
 
 
-@pytest.mark.parametrize("family", CORE)
-def test_gradients_reach_every_parameter_and_equal_those_of_transformers(folders: dict[str, Path], family: str) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(folders[family])
-    adapter = load(folders[family])
-    inputs_BT, targets_BT = batch()
-    reference(input_ids=inputs_BT, labels=inputs_BT, shift_labels=targets_BT).loss.backward()
-    adapter.loss(inputs_BT, targets_BT).backward()  # type: ignore[no-untyped-call]
-    expected = dict(reference.named_parameters())
-    for name, parameter in adapter.model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5)
+def for_training(source: Path, folder: Path) -> tuple[Any, CausalLMAdapter]:
+    """transformers' model and ours in training mode, without dropout, with norms that do something."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rewrite(folder, **{key: 0.0 for key, value in config.items() if "drop" in key and isinstance(value, float)})
+    reference, adapter = AutoModelForCausalLM.from_pretrained(folder).train(), load(folder).train()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for theirs, ours in zip(reference.parameters(), adapter.parameters(), strict=True):
+            theirs += 0.1 * torch.randn(theirs.shape, generator=generator)
+            ours.copy_(theirs)
+    return reference, adapter
+
+
+def gradients(model: torch.nn.Module, loss: Callable[[], Tensor], bf16: bool = False) -> dict[str, Tensor]:
+    """The gradients of a model's parameters by name."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        total = loss()
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def noting(function: Any, calls: set[Any]) -> Callable[..., Any]:
+    """The function's `apply`, which adds the function to `calls`."""
+    real = function.apply
+    return lambda *given: calls.add(function) or real(*given)  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("family", [*CORE, *OTHERS])
+def test_gradients_reach_every_parameter_and_equal_those_of_transformers(
+    folders: dict[str, Path], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, adapter = for_training(folders[family], tmp_path / "model")
+    inputs_BT, targets_BT = batch(length=101)
+    calls: set[Any] = set()
+    for function in (RootMeanSquareNorm, GatedFeedForward, BlockCausalAttention):
+        monkeypatch.setattr(function, "apply", noting(function, calls))
+
+    def theirs() -> Tensor:
+        loss: Tensor = reference(input_ids=inputs_BT, labels=inputs_BT, shift_labels=targets_BT).loss
+        return loss
+
+    def ours() -> Tensor:
+        return adapter.loss(inputs_BT, targets_BT)
+
+    exact, found = gradients(reference, theirs), gradients(adapter.model, ours)
+    assert found.keys() == exact.keys() == dict(adapter.model.named_parameters()).keys()
+    for name, gradient in found.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, exact[name], rtol=1e-3, atol=1e-5)
+    assert bool(calls & {RootMeanSquareNorm, GatedFeedForward}) == (family in FUSED)
+
+    def error(rounded: dict[str, Tensor]) -> float:
+        one, other = (torch.cat([each[name].flatten() for name in exact]) for each in (rounded, exact))
+        return float((one - other).norm() / other.norm())
+
+    usual, error_of_ours = (
+        error(gradients(reference, theirs, bf16=True)),
+        error(gradients(adapter.model, ours, bf16=True)),
+    )
+    assert error_of_ours <= 1.5 * usual + 0.01  # what rounding costs; it sends tokens to other experts, too
+    assert (BlockCausalAttention in calls) == (family in IN_BLOCKS)
 
 
 @pytest.mark.parametrize("family", list(OTHERS))
@@ -361,12 +425,87 @@ def test_the_inside_of_a_model_can_be_looked_at(folders: dict[str, Path]) -> Non
         with torch.no_grad():
             states = adapter.hidden_states(ids_BT)
             assert [tuple(x_BTD.shape) for x_BTD in states] == [(2, 24, 32)] * 3
-            torch.testing.assert_close(adapter.unembed(states[-1]), adapter.logits(ids_BT), rtol=1e-5, atol=1e-5)
             logits_BTV = adapter.logits(ids_BT)
             for probabilities_BHTT in adapter.attentions(ids_BT):
                 assert probabilities_BHTT.shape == (2, 4, 24, 24)
                 torch.testing.assert_close(probabilities_BHTT.sum(-1), torch.ones(2, 4, 24))
             assert torch.equal(adapter.logits(ids_BT), logits_BTV)
+
+
+@pytest.mark.parametrize("family", sorted({*CORE, *OTHERS} - {"opt"}))
+def test_the_last_state_is_read_as_the_logits(folders: dict[str, Path], family: str) -> None:
+    adapter = load(folders[family])
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        read_BTV = adapter.unembed(adapter.hidden_states(ids_BT)[-1])
+        torch.testing.assert_close(read_BTV, adapter.logits(ids_BT), rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_is_not_read_where_norm_or_head_are_not_known(folders: dict[str, Path], tmp_path: Path) -> None:
+    modernbert = tiny_models.make(
+        tmp_path / "model", "modernbert-decoder", pad_token_id=0
+    )  # has layers before its head
+    for adapter in (load(folders["opt"]), load(modernbert), CausalLMAdapter(Doubled.from_pretrained(folders["llama"]))):
+        with pytest.raises(ConfigError, match=f"the final norm and head of {adapter.architecture_type} are not known"):
+            adapter.unembed(torch.zeros(1, 1, 32))
+
+
+def test_attention_that_looks_at_few_tokens_stays_so(tmp_path: Path) -> None:
+    folder = tiny_models.make(tmp_path / "model", "deepseek_v32")
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        expected_BTV = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids_BT).logits
+        assert torch.equal(load(folder).logits(ids_BT), expected_BTV)
+
+
+# The text part of models that see
+
+
+VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+
+
+@pytest.fixture
+def composite(tmp_path: Path) -> Path:
+    """A tiny Qwen 3.5 that sees, as its authors would save it."""
+    shape = {**tiny_models.CONFIGS["qwen3_5_text"], "vocab_size": tiny_models.VOCABULARY}
+    config = AutoConfig.for_model("qwen3_5", text_config=shape, vision_config=VISION)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path / "composite")
+    return tmp_path / "composite"
+
+
+def test_of_a_model_that_sees_the_text_part_is_loaded_and_saved(composite: Path, tmp_path: Path) -> None:
+    assert json.loads((composite / "config.json").read_text())["model_type"] == "qwen3_5"
+    adapter = load(composite)
+    assert adapter.architecture_type == "qwen3_5_text"
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        expected_BTV = Qwen3_5ForConditionalGeneration.from_pretrained(composite)(input_ids=ids_BT).logits
+        torch.testing.assert_close(adapter.logits(ids_BT), expected_BTV, rtol=1e-5, atol=1e-5)
+        (tmp_path / "saved").mkdir()
+        (tmp_path / "checkpoint").mkdir()
+        adapter.save(tmp_path / "saved")
+        (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(adapter.architecture()))
+        save_file(adapter.tensors(), tmp_path / "checkpoint" / "model.safetensors", metadata={"format": "pt"})
+        for folder in (tmp_path / "saved", tmp_path / "checkpoint"):
+            assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_5_text"
+            assert torch.equal(load(folder).logits(ids_BT), adapter.logits(ids_BT))
+            assert torch.equal(
+                AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids_BT).logits, adapter.logits(ids_BT)
+            )
+
+
+def test_a_model_that_sees_whose_text_part_is_no_model_of_its_own_is_refused(composite: Path) -> None:
+    rewrite(composite, model_type="mllama", text_config={}, vision_config={})
+    with pytest.raises(CheckpointError, match="describes a mllama, which is no causal language model"):
+        load(composite)
+
+
+def test_a_model_that_sees_whose_weights_have_other_names_is_refused(composite: Path) -> None:
+    tensors = load_file(composite / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, composite / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lack \d+ tensors, the first is ") as caught:
+        load(composite)
+    assert "\n" not in str(caught.value)
 
 
 MEMORY = """

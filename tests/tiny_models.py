@@ -57,11 +57,46 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 128,
     "initializer_range": 0.2,
 }
+LINEAR: dict[str, Any] = {  # attention with a state in the first layer, with all keys in the second
+    **SHAPE,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**SHAPE, "tie_word_embeddings": True},
     "qwen3": {**SHAPE, "head_dim": 16, "tie_word_embeddings": False},
     "llama": {**SHAPE, "tie_word_embeddings": False},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2},
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": {
+        **LINEAR,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "deepseek_v32": {  # of which a token looks at four others
+        **SHAPE,
+        "num_key_value_heads": 4,
+        "index_topk": 4,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
 }
 TOKENIZER_CLASS = {"gpt2": "GPT2Tokenizer", "llama": "PreTrainedTokenizerFast"}
 

@@ -5,7 +5,10 @@ B batch, T time, H heads, G heads of keys and values, K head width.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+import sys
 from typing import Any
 
 import torch
@@ -17,15 +20,22 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from lmlab.transformer import BlockCausalAttention, products_are_faster
 
 NAME = "lmlab_blocks"  # under which transformers knows it
+ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not )?in)[^\n]*[\"']sdpa[\"']")
 OWN_SCORES = ("softcap", "s_aux", "position_bias", "cache")  # what changes the scores or what is looked at
 
 
 def use_blockwise_attention(model: PreTrainedModel) -> None:
     """Let a model that would use scaled_dot_product_attention take plain products in blocks where they are faster."""
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation == "sdpa" and not goes_by_name(model):
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
+
+
+def goes_by_name(model: nn.Module) -> bool:
+    """Whether the code of a model asks if its attention is called "sdpa": some look at fewer tokens only then."""
+    files = {type(module).__module__ for module in model.modules()}
+    return any(ASKS_FOR_SDPA.search(inspect.getsource(sys.modules[name])) for name in files if ".models." in name)
 
 
 def attention(
@@ -40,7 +50,7 @@ def attention(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the manner of transformers: query BHTK, key and value BGTK, to BTHK; other cases are torch's own."""
-    causal = module.is_causal if is_causal is None else is_causal
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if torch.is_autocast_enabled(query.device.type):  # rotated in fp32; the fused kernel would be given them so, too
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

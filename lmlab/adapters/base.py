@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lmlab.errors import TokenizerError
 from lmlab.generate import SamplingSettings, generate
 from lmlab.tokenizers import Tokenizer
 
@@ -33,6 +34,16 @@ def capture(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[Ten
     return outputs
 
 
+def refuse_beyond(embedding: Any, arguments: tuple[Tensor, ...]) -> None:
+    """Raise TokenizerError where ids reach beyond an embedding; a GPU would end the process."""
+    largest, n_rows = int(arguments[0].max()), embedding.weight.size(0)
+    if largest >= n_rows:
+        raise TokenizerError(
+            f"the text has token {largest}, and the model knows {n_rows} from 0 on; leave out what stands for it (a marker, "
+            "most likely), or train with resize_embeddings: true"
+        )
+
+
 class BaseAdapter(nn.Module, ABC):
     """A causal language model as the lab sees it. `model` is the wrapped module; parameter names are its own.
 
@@ -49,6 +60,11 @@ class BaseAdapter(nn.Module, ABC):
         self.end_of_text_id: int | None = None
         self.n_tokens: int | None = None
         self.max_positions: int | None = None
+
+    @property
+    @abstractmethod
+    def embedding(self) -> nn.Module:
+        """The table of all tokens' vectors, its `weight`."""
 
     @property
     @abstractmethod
@@ -128,8 +144,13 @@ class BaseAdapter(nn.Module, ABC):
         return generate(self, prompt_BT, settings, on_token=on_token)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Take over from the tokenizer of a run what packing and sampling must know of it."""
+        """Take over from the tokenizer of a run what packing and sampling must know of it.
+
+        Where it has more ids than the embedding has rows, text with one of the others raises TokenizerError from then on.
+        """
         self.end_of_text_id, self.n_tokens = tokenizer.end_of_text_id, tokenizer.vocab_size
+        if tokenizer.vocab_size > self.vocab_size:
+            self.embedding.register_forward_pre_hook(refuse_beyond)
 
     def segments(self, ids_BT: Tensor) -> Tensor | None:
         """The number of the document each token belongs to, segments_BT; None where a window holds one only."""

@@ -29,6 +29,11 @@ class CustomTransformerAdapter(BaseAdapter):
         super().__init__(model)
 
     @property
+    def embedding(self) -> nn.Module:
+        """The table of all tokens' vectors, its `weight`."""
+        return self.model.embedding
+
+    @property
     def vocab_size(self) -> int:
         """The number of tokens that the embedding holds."""
         return self.model.vocab_size

@@ -10,6 +10,7 @@ head width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -162,8 +163,11 @@ def can_decode(model: PreTrainedModel) -> bool:
     precision."""
     if not built_alike(model):
         return False
-    with torch.autocast(model.device.type, enabled=False):
-        return answers_alike(model)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            return answers_alike(model)
+    except Exception:  # a model that wants other arguments, or keeps something else than keys, raises whatever it does
+        return False
 
 
 def answers_alike(model: PreTrainedModel) -> bool:
@@ -188,11 +192,13 @@ def built_alike(model: PreTrainedModel) -> bool:
         return False
     if not is_norm(getattr(base, "norm", None)) or not isinstance(getattr(base, "layers", None), nn.ModuleList):
         return False
+    if any(DynamicCache(config=model.config).is_sliding):  # over a window that may be longer than a trial
+        return False
     return all(layer_alike(layer) for layer in base.layers)
 
 
 def layer_alike(layer: nn.Module) -> bool:
-    """Whether a layer has the parts and no window that slides."""
+    """Whether a layer has the parts, and no window that slides, and attention knows of positions by their angles alone."""
     linears = (getattr(getattr(layer, part, None), name, None) for part, names in PARTS.items() for name in names)
     if not all(type(each) is nn.Linear for each in linears) or not all(is_norm(getattr(layer, n, None)) for n in NORMS):
         return False
@@ -201,6 +207,7 @@ def layer_alike(layer: nn.Module) -> bool:
     return (
         isinstance(getattr(attention, "scaling", None), float)
         and getattr(attention, "sliding_window", None) is None
+        and "position_ids" not in inspect.signature(type(attention).forward).parameters
         and hasattr(layer.mlp, "act_fn")
         and len(optional) in (0, 2)
         and all(is_norm(norm) for norm in optional)

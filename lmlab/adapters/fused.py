@@ -7,7 +7,8 @@ N tokens, D model width, F feed-forward width.
 
 from __future__ import annotations
 
-import math
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lmlab.devices import product_type
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")  # those that linear layers alone read
 GATED = ("gate_proj", "up_proj", "down_proj")
+LARGE = 1000.0  # times which an input shows what is cut off
 KNOWN = {  # classes that compute just this, for models that have shapes but no numbers to try it with
     f"{family}{part}" for family in ("Llama", "Mistral", "Qwen2", "Qwen3") for part in ("RMSNorm", "MLP")
 }
@@ -124,10 +126,27 @@ def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
     """Whether two functions of vectors of a width agree; where tensors have shapes alone, whether that is known."""
     if weight.is_meta or hasattr(weight, "fake_mode"):
         return type(module).__name__ in KNOWN
-    x = torch.linspace(-2.0, 3.0, 2 * width, device=weight.device).view(1, 2, width).to(weight.dtype)
-    one, other = module(x).float(), fused(x).float()
-    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    largest = float(one.abs().max())
-    if not math.isfinite(largest):  # what the model holds is no numbers; what it computes cannot be seen
+    x_D = torch.linspace(-2.0, 3.0, width, device=weight.device)
+    x = torch.stack([x_D, LARGE * x_D])[None].to(weight.dtype)
+    on_gpu = [weight.device] if weight.device.type == "cuda" else []
+    try:
+        with in_mode(module, training=True), torch.random.fork_rng(on_gpu):  # where dropout shows
+            one, other = module(x).float(), fused(x).float()
+    except Exception:  # of one that wants more than x, such as a gate, or gives something else than a tensor
         return False
-    return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest)
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
+    largest = one.abs().amax(dim=-1, keepdim=True)
+    if not bool(largest.isfinite().all()):  # what the model holds is no numbers; what it computes cannot be seen
+        return False
+    return one.shape == other.shape and bool(((one - other).abs() <= tolerance * (one.abs() + largest)).all())
+
+
+@contextlib.contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """The module as in training or in evaluation for the length of the block."""
+    was_training = module.training
+    module.train(training)
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -6,9 +6,7 @@ B batch, T time, D model width, V vocabulary, N tokens of a whole batch, R rows 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,13 +19,13 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from lmlab.adapters.attention import use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.decoding import Decoding, can_decode
-from lmlab.adapters.fused import fuse
+from lmlab.adapters.fused import fuse, in_mode
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.errors import ConfigError
 from lmlab.ranks import any_spread
 
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f", "embedding_norm")
 
 
 @dataclass
@@ -57,6 +55,12 @@ class CausalLMAdapter(BaseAdapter):
         use_blockwise_attention(model)
         fuse(model)
         self.train(model.training)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The table of all tokens' vectors, its `weight`."""
+        table: nn.Module = self.model.get_input_embeddings()
+        return table
 
     @property
     def vocab_size(self) -> int:
@@ -136,7 +140,7 @@ class CausalLMAdapter(BaseAdapter):
         if any_spread(self.model.parameters()):
             return False
         if self.decodes is None:
-            with evaluating(self.model):
+            with in_mode(self.model, training=False):
                 self.decodes = can_decode(self.model)
         return self.decodes
 
@@ -168,11 +172,17 @@ class CausalLMAdapter(BaseAdapter):
         return [*embedded, *after]
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
-        """logits_BTV that the final norm and the head read from any state of the residual stream."""
-        children = dict(self.model.base_model.named_children())
-        norm = next((children[name] for name in FINAL_NORMS if name in children), nn.Identity())
-        logits_BTV: Tensor = self.model.get_output_embeddings()(norm(x_BTD))
-        return logits_BTV
+        """logits_BTV that the final norm and the head read from any state of the residual stream.
+
+        Raises ConfigError where it is not known how.
+        """
+        children, shaping = dict(self.model.base_model.named_children()), self._shaping()
+        norm = next((children[name] for name in FINAL_NORMS if name in children), None)
+        if norm is None or not shaping:
+            raise ConfigError(
+                f"the final norm and head of {self.architecture_type} are not known; leave out what reads layers as logits"
+            )
+        return shaping(self.model.get_output_embeddings()(norm(x_BTD)))
 
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each BHTT."""
@@ -296,7 +306,7 @@ def shaping_of(model: PreTrainedModel) -> Shaping | None:
         return products[-1]
 
     ids_BT = torch.arange(4, device=head.weight.device)[None]
-    with evaluating(model):
+    with in_mode(model, training=False):
         hidden_BTD = first(model.base_model(input_ids=ids_BT, use_cache=False))
         handle = head.register_forward_hook(replace)
         try:
@@ -325,7 +335,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
     device = model.get_input_embeddings().weight.device
     ids_BT = torch.arange(8, device=device)[None]
     positions_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
-    with evaluating(model):
+    with in_mode(model, training=False):
         try:
             packed = first(model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False))[:, 4:].float()
         except TypeError:  # the model knows no position ids
@@ -334,14 +344,3 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         mixed = first(model(input_ids=ids_BT, use_cache=False))[:, 4:].float()
     leak, difference = (mixed - alone).norm(), (packed - alone).norm()
     return bool(difference <= 0.1 * leak)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout for the length of the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -41,7 +41,7 @@ NAMES_CODE = {  # keys of a config that make transformers run or read what lies 
 }
 LIMITS = {  # far above any model, and low enough that nothing made of as many parts exhausts memory
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), 1024),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4096),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 14),
 }
 
 
@@ -99,12 +99,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if values.get("quantization_config"):
         raise CheckpointError(f"{path} describes quantized weights, which cannot be trained; choose the plain model")
     try:
-        config = CONFIG_MAPPING[model_type].from_dict({k: v for k, v in values.items() if not k.startswith("_")})
+        described = CONFIG_MAPPING[model_type].from_dict({k: v for k, v in values.items() if not k.startswith("_")})
     except Exception as error:  # config classes raise whatever their own checks raise; all of it means the same here
         raise CheckpointError(f"{path} is no sound config of {model_type}: {one_line(error)}") from error
+    config = text_part(described)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise CheckpointError(f"{path} describes a {model_type}, which is no causal language model; choose one that is")
     return config
+
+
+def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """What the causal language model of a config takes: the config, or its text's where the model sees or hears, too."""
+    text = config.sub_configs.get("text_config")
+    if text is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or model_class(config).config_class is not text:
+        return config
+    return config.get_text_config()
 
 
 def weight_files(folder: Path) -> list[Path]:
