@@ -6,7 +6,7 @@ Everything comes from the runs' histories, so that runs of other machines compar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -78,9 +78,9 @@ class Difference:
         """The difference of two runs, as their last starts and their series tell it."""
         starts = a.start, b.start
         return cls(
-            runs=(a.run_id, b.run_id),
-            config=differing(a.config, b.config),
-            model=differing(*({**h.model, "tokenizer": h.start.get("tokenizer")} for h in (a, b))),
+            runs=(a.title, b.title),
+            config=differing(settings_of(a), settings_of(b)),
+            model=differing(model_facts(a), model_facts(b)),
             data=differing(*({key: as_mapping(start.get("data")).get(key) for key in DATA} for start in starts)),
             code=differing(*({key: start.get(key) for key in ("git_commit", "git_dirty")} for start in starts)),
             environment=differing(*(environment(start) for start in starts)),
@@ -124,6 +124,32 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
     return {key: (a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)}
 
 
+def settings_of(history: History) -> dict[str, Any]:
+    """A run's config as it was followed: with the seed that was drawn, and the step at which a falling rate ends."""
+    settings, start = dict(history.config), history.start
+    if start.get("seed") is not None:
+        settings["seed"] = start["seed"]
+    if settings.get("lr_schedule", "constant") != "constant":
+        at_first = as_mapping(history.starts[0].get("config")).get("max_steps")  # for logs that do not say it
+        settings["lr_decay_steps"] = start.get("decay_steps") or settings.get("lr_decay_steps") or at_first
+    return settings
+
+
+def model_facts(history: History) -> dict[str, Any]:
+    """What a run says of its model, with the tokenizer and the models that it comes from."""
+    lineage = " → ".join(lineage_of(history)) or None
+    return {**history.model, "tokenizer": history.start.get("tokenizer"), "lineage": lineage}
+
+
+def lineage_of(history: History) -> list[str]:
+    """The models that this one comes from, oldest first, each with the run and step whose weights were taken."""
+    links = []
+    for link in history.lineage:
+        taken = f" (run {link['run_id']}, step {link.get('step')})" if link.get("run_id") else ""
+        links.append(f"{link.get('model_name') or 'custom'}{taken}")
+    return links
+
+
 def environment(start: Mapping[str, Any]) -> dict[str, Any]:
     """What a run ran on, in one flat dict: device, precision, threads, ranks and the version of every package."""
     versions = {f"version of {name}": version for name, version in as_mapping(start.get("versions")).items()}
@@ -145,6 +171,18 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names told apart: one that was there before is counted on, as in `first`, `first (2)`."""
+    found: dict[str, None] = {}
+    for name in names:
+        counted, count = name, 1
+        while counted in found:
+            count += 1
+            counted = f"{name} ({count})"
+        found[counted] = None
+    return list(found)
+
+
 def final_loss(history: History, name: str = "val_loss") -> float | None:
     """The value a run ended with: the last one of `val_loss`; of `loss`, which jumps from batch to batch, the mean of
     the last twentieth of the steps (at most 100). None where there is none."""
@@ -158,9 +196,14 @@ def final_loss(history: History, name: str = "val_loss") -> float | None:
 def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
     """One row a run, all with the same keys: the run, the config fields in which the runs differ, how far it came, and
     its final losses in nats per token (`above_floor` where a run knows its floor)."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.config))
-    varied = [key for key in keys if any(run.config.get(key) != runs[0].config.get(key) for run in runs)]
-    rows = [{"run": run.run_id, **{key: run.config.get(key) for key in varied}, **_outcome(run)} for run in runs]
+    outcomes = [_outcome(run) for run in runs]
+    settings = [settings_of(run) for run in runs]
+    keys = list(dict.fromkeys(key for own in settings for key in own))
+    varied = [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+    rows = [
+        {"run": run.title, **{key: own.get(key) for key in varied}, **outcome}
+        for run, own, outcome in zip(runs, settings, outcomes, strict=True)
+    ]
     if all(row["above_floor"] is None for row in rows):
         for row in rows:
             del row["above_floor"]
@@ -181,12 +224,24 @@ def _outcome(run: History) -> dict[str, Any]:
     }
 
 
+def check_completed(runs: Iterable[History]) -> None:
+    """Raise UsageError naming the first run that is not completed: its last loss is not the one that it ends with."""
+    for run in runs:
+        if (status := run.status) != "completed":
+            raise UsageError(
+                f"the run {run.title} is {status} at step {run.step}, so its last loss is no final one; resume it until it "
+                "is completed, or leave it out"
+            )
+
+
 def smallest_difference(runs: Sequence[History], name: str = "val_loss") -> float:
     """The smallest difference between two single runs that is worth believing, from runs that differ in the seed alone.
 
     With the deviation s of n final losses, two runs of one config differ by less than t · s · √2 in 95 % of cases,
-    t being Student's quantile at n - 1 degrees of freedom. Raises UsageError for fewer than two runs with a finite end.
+    t being Student's quantile at n - 1 degrees of freedom. Raises UsageError for fewer than two runs with a finite end,
+    and for one that is not completed.
     """
+    check_completed(runs)
     finals = np.array([value for run in runs if (value := final_loss(run, name)) is not None and math.isfinite(value)])
     if len(finals) < 2:
         raise UsageError(f"the noise of {name} needs two runs that logged it, {len(finals)} did; give more seeds")

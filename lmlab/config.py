@@ -388,7 +388,7 @@ def home() -> Path:
 def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
     """Where runs are kept: `runs_dir` looked up as every path, else LMLAB_RUNS_DIR, else `runs` under `home()`."""
     named = runs_dir or os.environ.get("LMLAB_RUNS_DIR")
-    return find_file(named) if named else home() / "runs"
+    return (find_file(named) if named else home() / "runs").absolute()
 
 
 def find_file(path: Path | str) -> Path:

@@ -45,6 +45,9 @@ class Face:
                 action()
             except LabError as error:
                 self.say(str(error), "lm-bad")
+            except Exception as error:
+                self.say(f"{type(error).__name__}: {error}", "lm-bad")
+                raise
 
         return act
 

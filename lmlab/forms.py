@@ -38,6 +38,7 @@ class ConfigForm(Face):
         self.run: Run | None = None
         self.controls: dict[str, tuple[Any, Any]] = {}
         self._closed = threading.Event()
+        self._turn = threading.Lock()  # of whoever sets the buttons
         super().__init__()
         self._check(None)
 
@@ -107,36 +108,44 @@ class ConfigForm(Face):
     def start(self) -> Run:
         """What the Run button does: launch a run of this config and follow it below. Raises what `launch` raises."""
         config = self.config
-        self.run_button.disabled = True
-        try:
-            self.run = launch(config, **self.arguments)
-        except LabError:
-            self.run_button.disabled = False
-            raise
-        self.stop_button.disabled = False
-        threading.Thread(target=self._follow, args=(Record(self.run.folder),), daemon=True).start()
-        return self.run
+        with self._turn:
+            self.run_button.disabled = True
+            try:
+                run = self.run = launch(config, **self.arguments)
+            finally:
+                self._set_buttons()
+        threading.Thread(target=self._follow, args=(run,), daemon=True).start()
+        return run
 
     def stop(self) -> None:
         """What the Stop button does: ask the run to save and end, and wait until it did. Raises RunError."""
         if self.run is not None:
             self.stop_button.disabled = True
-            self.run.stop()
+            try:
+                self.run.stop()
+            finally:
+                self._set_buttons()
+
+    def _set_buttons(self) -> None:
+        """Let a run be started where none goes on, and be stopped where one does."""
+        goes_on = self.run is not None and self.run.is_running()
+        self.run_button.disabled, self.stop_button.disabled = goes_on, not goes_on
 
     def close(self) -> None:
         """Take the form off the page; a run that it started goes on."""
         self._closed.set()
         super().close()
 
-    def _follow(self, record: Record) -> None:
-        """Draw a run of another process until it ends. Runs in a thread."""
-        alive = True
-        while alive and not self._closed.wait(LOOK_SECONDS):
+    def _follow(self, run: Run) -> None:
+        """Draw a run of another process until it ends, or the form follows the next one. Runs in a thread."""
+        record, alive = Record(run.folder), True
+        while alive and not self._closed.wait(LOOK_SECONDS) and self.run is run:
             alive = record.is_running()  # asked before the last look, so that nothing is missed
             if record.refresh() or not alive:
                 self.view.value = live_view(record).html
-        if not self._closed.is_set():
-            self.stop_button.disabled, self.run_button.disabled = True, False
+        with self._turn:
+            if self.run is run and not self._closed.is_set():
+                self.run_button.disabled, self.stop_button.disabled = False, True
 
 
 def config_form(

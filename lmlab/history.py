@@ -154,6 +154,11 @@ class History:
         return as_text(self.start.get("run_id"))
 
     @property
+    def title(self) -> str:
+        """What tables and legends call the run."""
+        return self.run_id
+
+    @property
     def config(self) -> dict[str, Any]:
         """The resolved config of the last start."""
         return as_mapping(self.start.get("config"))

@@ -42,9 +42,9 @@ class Record(History):
     def __init__(self, folder: Path | str) -> None:
         """Read the run in `folder`. Raises RunError where there is no such folder; never for what its log holds."""
         super().__init__()
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # the current folder may change
         if not self.folder.is_dir():
-            raise RunError(f"no run in {self.folder}: there is no such folder; `list-runs` shows the runs there are")
+            raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode = 0, -1
         self.refresh()
 
@@ -55,6 +55,17 @@ class Record(History):
     def run_id(self) -> str:
         """The run's id; the folder's name where the log does not say."""
         return super().run_id or self.folder.resolve().name
+
+    @property
+    def title(self) -> str:
+        """The run's id, with the folder's name where that is another, as of a copy: runs are found by it."""
+        return self.run_id if self.folder.name == self.run_id else f"{self.run_id} (folder {self.folder.name})"
+
+    @property
+    def status(self) -> str:
+        """As of a `History`; of a run that nobody trains, as its log says now: it may have ended since it was read."""
+        status = super().status
+        return super().status if status in ("interrupted", "empty") and self.refresh() else status
 
     @property
     def log_path(self) -> Path:

@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
 def find_models_dir(models_dir: Path | str | None = None) -> Path:
     """Where models are kept: `models_dir` looked up as every path, else LMLAB_MODELS_DIR, else `models` under `home()`."""
     named = models_dir or os.environ.get("LMLAB_MODELS_DIR")
-    return find_file(named) if named else home() / "models"
+    return (find_file(named) if named else home() / "models").absolute()
 
 
 class FileInfo(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any
 from lmlab.record import Record
 from lmlab.words import one_line, size
 
+LONGEST_TITLE = 140  # a run's name and its folder's, of 64 characters each
 COLUMNS = ("run", "status", "step", "loss", "val_loss", "best", "model", "data", "size", "tags")
 
 
@@ -34,7 +35,7 @@ def render(runs: Sequence[Record]) -> str:
     """A table of runs in the order given; a sentence where there are none."""
     if not runs:
         return "no runs yet; start one with: python main.py --max-steps 100"
-    lines = [COLUMNS, *(cells(row(run)) for run in runs)]
+    lines = [COLUMNS, *(cells({**row(run), "run": run.title}) for run in runs)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -44,7 +45,7 @@ def render(runs: Sequence[Record]) -> str:
 def cells(values: dict[str, Any]) -> tuple[str, ...]:
     """A row's values as they are printed; the last part of a data path is enough to know it by."""
     return (
-        one_line(values["run"], 64),
+        one_line(values["run"], LONGEST_TITLE),
         values["status"],
         f"{values['step']}/{values['max_steps'] if values['max_steps'] is not None else '?'}",
         *("" if values[name] is None else f"{values[name]:.4f}" for name in ("loss", "val_loss", "best")),

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab import lab, storybook, words
-from lmlab.comparison import final_loss
+from lmlab.comparison import check_completed, final_loss
 from lmlab.config import TrainingConfig
-from lmlab.data import IGNORED, DataLoader
+from lmlab.data import IGNORED, DataLoader, load_text
 from lmlab.errors import UsageError
 from lmlab.evaluate import losses_by_position
 from lmlab.lab import Run
-from lmlab.study import sweep
+from lmlab.study import whole_sweep
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import floors
 from lmlab.views.html import View
@@ -78,7 +78,7 @@ def by_position(run: Run, data: str | Path | None = None) -> Positions:
     """
     adapter, tokenizer = run.load()
     config = TrainingConfig.from_dict(run.config)
-    corpus = lab.load_corpus(run.start["data"]["path"] if data is None else data)
+    corpus = load_text(run.start["data"]["path"] if data is None else data)
     if not corpus.is_storybook:
         raise UsageError(f"the floor of {corpus.path} is not known; train on the storybook, the corpus without --data")
     _, val, _ = lab.load_batches(config, corpus, tokenizer, seed=0)
@@ -100,10 +100,11 @@ def floors_by_position(tokenizer: Tokenizer, loader: DataLoader) -> Floats:
         raise UsageError(f"tokens of {tokenizer.identifier} are no pieces of text by themselves; use characters")
     nats = -np.array(storybook.log_probability_by_character(text))
     of_token = np.add.reduceat(nats, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+    next_T = np.arange(loader.dataset.max_seq_len) + (loader.dataset.begin_id is None)
     total_T, count_T = np.zeros(loader.dataset.max_seq_len), np.zeros(loader.dataset.max_seq_len)
     for batch in loader:
         counted_BT = (batch.targets_BT != IGNORED).numpy()
-        at_BT = batch.windows_B.numpy()[:, None] + np.arange(1, loader.dataset.max_seq_len + 1)
+        at_BT = batch.windows_B.numpy()[:, None] + next_T
         total_T += np.where(counted_BT, of_token[np.minimum(at_BT, len(of_token) - 1)], 0.0).sum(axis=0)
         count_T += counted_BT.sum(axis=0)
     return np.asarray(total_T / count_T, dtype=np.float64)
@@ -176,7 +177,7 @@ class Scaling:
         """Size, compute, measured and expected loss of every run."""
         rows = [
             {
-                "run": run.run_id,
+                "run": run.title,
                 "parameters": words.count(run.model.get("n_parameters")),
                 "tokens": words.count(run.tokens),
                 "flops": f"{flops:.2e}",
@@ -217,18 +218,18 @@ def scaling_law(
     """Train one run of each size, fit a power law above the floor to all but the last, and let it predict the last.
 
     sizes: what each run overrides in the config, in order of compute. Further arguments as for `lab.run`. Raises
-    UsageError for fewer than three sizes, and where the corpus has no known floor.
+    UsageError for fewer than three sizes, where the corpus has no known floor, and where a run does not complete.
     """
     if len(sizes) < 3:
         raise UsageError(f"{len(sizes)} sizes are too few: two to fit a law, and one more to predict; give 3 or more")
-    resolved = lab.read_config(config)
-    if resolved.eval_cadence is None and "eval_cadence" not in arguments:
-        arguments["eval_cadence"] = resolved.max_steps
-    return law_of(sweep(resolved, sizes, data, **arguments))
+    return law_of(whole_sweep(config, sizes, data, **arguments))
 
 
 def law_of(runs: Sequence[Run]) -> Scaling:
     """The same for runs that are there already, in order of compute."""
+    for run in runs:
+        run.refresh()
+    check_completed(runs)
     losses = [loss for run in runs if (loss := final_loss(run)) is not None]
     floor = runs[-1].loss_floor
     if floor is None or len(losses) < len(runs):

@@ -5,16 +5,18 @@ L layers, H heads, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lmlab import lab
-from lmlab.comparison import smallest_difference
+from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import find_runs_dir
-from lmlab.errors import UsageError
+from lmlab.errors import DivergedError, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.hub import import_model
 from lmlab.lab import Run
@@ -69,6 +71,8 @@ def free_name(name: str, *, models_dir: str | Path | None = None) -> str:
 
 def diff(a: Run, b: Run) -> cards.ShownDifference:
     """How two runs differ: config, data, code, environment, the first step at which their losses part, and the end."""
+    a.refresh()
+    b.refresh()
     return cards.ShownDifference.between(a, b)
 
 
@@ -100,6 +104,8 @@ def compare(
     noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, in
     place of their ids. The storybook's floor is a line.
     """
+    for run in runs:
+        run.refresh()
     figure = plots.compare(runs, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
     return Comparison(figure, cards.comparison_table(runs, noise, labels))
 
@@ -110,13 +116,44 @@ def sweep(
     """One run for each of some changes to a config, in order; a notebook shows them in one place.
 
     changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
-    `lab.run`, the same for all.
+    `lab.run`, the same for all. A run that diverges is among them; an interrupt ends the sweep with the run that it
+    stops, the last one returned.
     """
     place = Display() if in_notebook() else None
-    runs = []
+    runs: list[Run] = []
     for change in changes:
         listeners = None if place is None else [LiveView(show=place)]
-        runs.append(lab.run(config, data, **{"listeners": listeners, **arguments, **change}))
+        runs.append(_trial(config, data, **{"listeners": listeners, **arguments, **change}))
+        if runs[-1].stopped_by is not None:
+            break
+    return runs
+
+
+def _trial(config: lab.ConfigLike, data: str | Path | None, *, listeners: Any, **arguments: Any) -> Run:
+    """`lab.run`, which here returns a run that diverged, too."""
+    trainer = lab.build(config, data, **arguments)
+    assert trainer.folder is not None
+    try:
+        return lab.execute(trainer, listeners)
+    except DivergedError:
+        return Run(trainer.folder)
+
+
+def whole_sweep(
+    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+) -> list[Run]:
+    """A `sweep` whose final validation losses are needed, each one: evaluated at the end at least.
+
+    Raises UsageError where it was stopped before its last run.
+    """
+    resolved = lab.read_config(config)
+    if resolved.eval_cadence is None and "eval_cadence" not in arguments:
+        arguments["eval_cadence"] = resolved.max_steps
+    runs = sweep(resolved, changes, data, **arguments)
+    if len(runs) < len(changes):
+        raise UsageError(
+            f"stopped in run {len(runs)} of {len(changes)}, {runs[-1].title}; all of them are needed: call it again"
+        )
     return runs
 
 
@@ -124,14 +161,11 @@ def noise(config: lab.ConfigLike = None, seeds: int = 3, data: str | Path | None
     """The smallest difference in validation loss worth believing between two single runs of a config, in nats.
 
     Trains the config with `seeds` seeds (0, 1, …); see `comparison.smallest_difference` for what is computed. Further
-    arguments as for `lab.run`. Raises UsageError for fewer than 2 seeds.
+    arguments as for `lab.run`. Raises UsageError for fewer than 2 seeds, and where a run does not complete.
     """
     if seeds < 2:
         raise UsageError(f"{seeds} seed says nothing of the noise; give 2 or more")
-    resolved = lab.read_config(config)
-    if resolved.eval_cadence is None and "eval_cadence" not in arguments:
-        arguments["eval_cadence"] = resolved.max_steps
-    return smallest_difference(sweep(resolved, [{"seed": seed} for seed in range(seeds)], data, **arguments))
+    return smallest_difference(whole_sweep(config, [{"seed": seed} for seed in range(seeds)], data, **arguments))
 
 
 class Samples(View):
@@ -144,11 +178,13 @@ class Samples(View):
 
 
 def by_label(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Source]:
-    """Runs and models by the labels that they are given, else by run id or name."""
+    """Runs and models by the labels that they are given, else by run id or name, each told apart from the others."""
     if isinstance(sources, Mapping):
         return dict(sources)
     listed = [sources] if isinstance(sources, Run | str) else sources
-    return {source.run_id if isinstance(source, Run) else source: source for source in listed}
+    runs = {source.title for source in listed if isinstance(source, Run)}
+    labels = [s.title if isinstance(s, Run) else f"{s} (model)" if s in runs else s for s in listed]
+    return dict(zip(distinct(labels), listed, strict=True))
 
 
 def samples(
@@ -203,7 +239,7 @@ def microscope(
         for title, (adapter, own) in models.items():
             if tokenizer is not None and own.identifier != tokenizer.identifier:
                 raise UsageError(f"the tokenizers {tokenizer.identifier} and {own.identifier} cut text differently")
-            tokenizer, ids = own, own.encode(text).tolist()
+            tokenizer, ids = own, own.begun(own.encode(text)).tolist()
             readings[title] = losses_of(adapter, ids)
     if tokenizer is None:
         raise UsageError("there is no run to look through; give one or more")
@@ -224,7 +260,7 @@ class Look:
 
     def __init__(self, run: Source, text: str, models_dir: str | Path | None = None) -> None:
         self._adapter, self._tokenizer, _ = load_writer(run, models_dir=models_dir)
-        ids = self._tokenizer.encode(text).tolist()
+        ids = self._tokenizer.begun(self._tokenizer.encode(text)).tolist()
         if not 1 < len(ids) <= SHOWN_WINDOWS:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
         self.tokens = [self._tokenizer.decode([i]) for i in ids]
@@ -234,19 +270,23 @@ class Look:
         with torch.no_grad():
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
             self.hidden_L = [x_BTD.float() for x_BTD in self._adapter.hidden_states(ids_BT)]
-            self.logits_LTV = torch.stack([self._adapter.unembed(x_BTD)[0].float().cpu() for x_BTD in self.hidden_L])
         self._adapter.train(was_training)
 
+    @functools.cached_property
+    def logits_LTV(self) -> Tensor:
+        """What the model would say after each layer. Raises ConfigError where its final norm or head are not known."""
+        with torch.no_grad():
+            return torch.stack([self._adapter.unembed(x_BTD)[0].float().cpu() for x_BTD in self.hidden_L])
+
     def attention(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Figure:
-        """Attention maps, a row for each layer and a column for each head."""
+        """Attention maps, a row for each layer and a column for each head; see `views.plots.attention_figure`."""
         return plots.attention_figure(self.probabilities_LHTT.numpy(), self.tokens, layers=layers, heads=heads)
 
     def lens(self) -> Figure:
         """The logit lens (nostalgebraist 2020): what the model would say next if it stopped after each layer."""
         best = self.logits_LTV.softmax(dim=-1).max(dim=-1)
         guesses = [[self._tokenizer.decode([i]) for i in row] for row in best.indices.tolist()]
-        names = ["embedding", *(str(layer + 1) for layer in range(len(self.hidden_L) - 1))]
-        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, layer_names=names, targets=self.tokens[1:])
+        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, targets=self.tokens[1:])
 
     def _repr_html_(self) -> str:
         shown = (self.attention(), self.lens())

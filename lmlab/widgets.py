@@ -11,12 +11,14 @@ from typing import Any
 
 from lmlab import words
 from lmlab.catalogue import as_tree, render_info
+from lmlab.comparison import distinct
 from lmlab.config import find_runs_dir
 from lmlab.faces import Face
 from lmlab.history import AXES
 from lmlab.lab import Run
 from lmlab.record import Record, find_runs
 from lmlab.registry import Registry
+from lmlab.runs_table import LONGEST_TITLE
 from lmlab.sampling import load_writer, sampling_settings, write
 from lmlab.study import Source, compare
 from lmlab.views.html import element, escape, head, page, quote
@@ -29,7 +31,10 @@ FIRST_PICKED = 3  # runs that the picker shows at first
 
 
 class RunPicker(Face):
-    """Runs to choose from, and their comparison. `chosen` are the runs that are picked, in the order of the list."""
+    """Runs to choose from, and their comparison. `chosen` are the runs that are picked, in the order of the list.
+
+    runs: by the names of their folders, since a copied run has the id of the first.
+    """
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
@@ -62,14 +67,14 @@ class RunPicker(Face):
     @property
     def chosen(self) -> list[Run]:
         """The runs that are picked."""
-        return [self.runs[run_id] for run_id in self.runs if run_id in self.list.value]
+        return [run for folder, run in self.runs.items() if folder in self.list.value]
 
     def refresh(self) -> None:
         """Read the runs folder again; what was picked stays so."""
         before = self.list.value
-        self.runs = {run.run_id: run for run in find_runs(self.runs_dir, Run)}
-        self.list.options = [(title_of(run), run_id) for run_id, run in self.runs.items()]
-        self.list.value = [run_id for run_id in self.runs if run_id in before] or list(self.runs)[:FIRST_PICKED]
+        self.runs = {run.folder.name: run for run in find_runs(self.runs_dir, Run)}
+        self.list.options = list(zip(distinct(map(title_of, self.runs.values())), self.runs, strict=True))
+        self.list.value = [folder for folder in self.runs if folder in before] or list(self.runs)[:FIRST_PICKED]
         self.draw()
 
     def draw(self) -> None:
@@ -89,7 +94,8 @@ def run_picker(runs_dir: str | Path | None = None) -> RunPicker:
 
 def title_of(run: Record) -> str:
     """A run in one line of a list."""
-    return f"{words.one_line(run.run_id, 40)}   {run.status}, step {run.step:,}, loss {words.loss(run.last('loss'))}"
+    title = words.one_line(run.title, LONGEST_TITLE)
+    return f"{title}   {run.status}, step {run.step:,}, loss {words.loss(run.last('loss'))}"
 
 
 # --- the prompt box -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from run_logs import BEGAN, RunWriter, write_run
 
 from lmlab import events, runs_table
-from lmlab.comparison import Difference, comparison, diff, final_loss, smallest_difference
+from lmlab.comparison import Difference, comparison, diff, distinct, final_loss, smallest_difference
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
@@ -273,6 +274,18 @@ def test_the_end_of_a_run_is_its_status(tmp_path, status):
     assert record.status == "interrupted", "it started again, and nobody holds the lock"
 
 
+@pytest.mark.parametrize("read", ["in the middle", "before its first line"])
+def test_a_run_that_ended_since_it_was_read_was_not_interrupted(tmp_path, read):
+    folder = write_run(tmp_path / "run")
+    whole = (folder / "log.jsonl").read_bytes()
+    (folder / "log.jsonl").write_bytes(whole[: len(whole) // 2] if read == "in the middle" else b"")
+    record = Record(folder)
+    with open(folder / "log.jsonl", "r+b") as file:
+        file.write(whole)
+    assert record.status == "completed"
+    assert record.step == 40
+
+
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +367,28 @@ def test_a_deleted_run_is_gone_and_nothing_else_is(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_copied_run_is_listed_with_its_folder(tmp_path):
+    shutil.copytree(write_run(tmp_path / "first"), tmp_path / "copy")
+    copy = Record(tmp_path / "copy")
+    assert (copy.run_id, copy.title) == ("first", "first (folder copy)")
+    assert Record(tmp_path / "first").title == "first"
+    assert "first (folder copy)  completed" in runs_table.render([copy])
+    assert runs_table.row(copy)["run"] == "first"
+    assert diff(Record(tmp_path / "first"), copy).runs == ("first", "first (folder copy)")
+
+
+def test_a_relative_folder_stays_where_it_is_when_the_current_folder_changes(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(write_run(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    record = Record("link")
+    assert record.folder == tmp_path / "link", "a link stays one"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert record.newest_checkpoint == tmp_path / "link" / "checkpoints" / "step-00000040"
+    with pytest.raises(RunError, match="no run in nowhere: there is no such folder"):
+        Record("nowhere")
+
+
 def test_to_pandas_has_a_row_a_step(tmp_path):
     frame = Record(write_run(tmp_path / "run")).to_pandas()
     assert frame.index.tolist() == list(range(41))
@@ -416,6 +451,41 @@ def test_what_two_runs_were_given_is_told_apart(tmp_path):
     assert difference.final_difference == ends[1] - ends[0]
 
 
+def test_seeds_that_were_drawn_are_told_apart(tmp_path):
+    for name, seed in (("a", 11), ("b", 12), ("c", 11)):
+        RunWriter(tmp_path / name).start(config={"seed": None}, seed=seed)
+    runs = [Record(tmp_path / name) for name in ("a", "b", "c")]
+    assert diff(runs[0], runs[1]).config == {"seed": (11, 12)}
+    assert diff(runs[0], runs[2]).config == {}
+    assert [row["seed"] for row in comparison(runs)] == [11, 12, 11]
+
+
+def test_where_a_falling_rate_ends_is_told_apart(tmp_path):
+    def resumed(name: str, first: int, config: dict[str, Any], **logged: int) -> Record:
+        run = RunWriter(tmp_path / name)
+        run.start(config={**config, "max_steps": first}, **logged)
+        run.start("resumed", config={**config, "max_steps": 40}, **logged)
+        return Record(tmp_path / name)
+
+    for old, cosine in enumerate(({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "lr_decay_steps": None})):
+        straight, halved = (resumed(f"new-{old}-{end}", end, cosine, decay_steps=end) for end in (40, 20))
+        assert diff(straight, halved).config == {"lr_decay_steps": (40, 20)}
+        assert diff(straight, resumed(f"old-{old}", 20, cosine)).config == {"lr_decay_steps": (40, 20)}
+    given = resumed("given", 20, {"lr_schedule": "cosine", "lr_decay_steps": 40}, decay_steps=40)
+    assert diff(straight, given).config == {}
+    level = [resumed(f"level-{end}", end, {"lr_schedule": "constant"}, decay_steps=end) for end in (40, 20)]
+    assert diff(*level).config == {}, "a level rate ends nowhere"
+
+
+def test_branches_from_different_steps_are_told_apart(tmp_path):
+    a, b = (
+        Record(write_run(tmp_path / name, lineage=[{"model_name": "base", "run_id": "r1", "step": step}]))
+        for name, step in (("a", 10), ("b", 20))
+    )
+    assert diff(a, b).model == {"lineage": ("base (run r1, step 10)", "base (run r1, step 20)")}
+    assert diff(a, Record(a.folder)).model == {}
+
+
 def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):
     runs = [
         Record(write_run(tmp_path / f"run{seed}", seed=seed, config={"learning_rate": rate}))
@@ -435,6 +505,7 @@ def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):
 def ended(val_loss: float) -> History:
     history = History()
     history.add({"event": "eval", "step": 1, "val_loss": val_loss})
+    history.add({"event": "run_end", "step": 1, "status": "completed"})
     return history
 
 
@@ -452,6 +523,19 @@ def test_the_smallest_difference_worth_believing_covers_95_percent(seeds):
 def test_noise_needs_two_runs(tmp_path):
     with pytest.raises(UsageError, match="needs two runs"):
         smallest_difference([ended(1.0), ended(math.nan)])
+
+
+@pytest.mark.parametrize(("status", "says"), [("stopped", "stopped"), ("diverged", "diverged"), (None, "interrupted")])
+def test_noise_of_a_run_that_is_not_completed_is_refused(tmp_path, status, says):
+    runs = [Record(write_run(tmp_path / f"run{seed}", seed=seed)) for seed in range(2)]
+    cut = Record(write_run(tmp_path / "cut", steps=30, status=status))
+    assert smallest_difference(runs) > 0
+    with pytest.raises(UsageError, match=f"the run cut is {says} at step 30"):
+        smallest_difference([*runs, cut])
+
+
+def test_names_are_told_apart_by_a_count():
+    assert distinct(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
 
 
 def test_reading_and_viewing_load_neither_torch_nor_matplotlib():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import lmlab as lab
 from lmlab import storybook
 from lmlab.data import DataLoader, WindowDataset
 from lmlab.errors import UsageError
-from lmlab.scaling import fit_power_law, floors_by_position
+from lmlab.scaling import fit_power_law, floors_by_position, flops_of, law_of
 from lmlab.tokenizers import CharTokenizer
 
 STORIES = {"data": "storybook:6000", "eval_cadence": 3, "listeners": []}
@@ -77,6 +79,21 @@ def test_text_without_a_known_floor_is_refused(tiny: dict[str, object], corpus: 
         lab.scaling_law(tiny, [{}, {}])
     with pytest.raises(UsageError, match="storybook"):
         lab.scaling_law(tiny, [{"max_steps": steps} for steps in (1, 2, 3)], data=corpus, listeners=[])
+
+
+def test_a_law_through_a_run_that_is_not_completed_is_refused(tiny: dict[str, object]):
+    def interrupt(event: dict[str, object]) -> None:
+        if event["event"] == "step" and event["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sizes = [{"max_steps": steps, "run_name": f"of-{steps}"} for steps in (2, 3, 6, 7)]
+    with pytest.raises(UsageError, match=r"stopped in run 3 of 4, of-6"):
+        lab.scaling_law(tiny, sizes, **{**STORIES, "listeners": [interrupt]})
+    runs = [lab.attach(f"of-{steps}") for steps in (2, 3, 6)]
+    with pytest.raises(UsageError, match=r"the run of-6 is stopped at step 4"):
+        law_of(runs)
+    lab.resume("of-6", listeners=[])
+    assert law_of(runs).flops == [flops_of(run) for run in runs]
 
 
 def test_a_study_fits_all_but_the_last_and_scores_the_prediction(tiny: dict[str, object]):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +32,92 @@ def test_a_sweep_is_one_run_for_each_change(tiny: Settings, corpus: Path):
     assert {run.config["eval_cadence"] for run in swept} == {3}
     alone = lab.run(tiny, corpus, eval_cadence=3, learning_rate=1e-2, run_name="alone", listeners=[])
     assert lab.diff(swept[1], alone).first_step is None
+
+
+def interrupt_at(step: int, run_name: str) -> Any:
+    """A listener that does what Ctrl-C does, in one run at one step."""
+
+    def listener(event: Settings) -> None:
+        if (event["event"], event.get("step"), event["run_id"]) == ("step", step, run_name):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return listener
+
+
+def test_an_interrupt_ends_a_sweep_and_what_there_is_comes_back(tiny: Settings, corpus: Path):
+    changes = [
+        {"learning_rate": rate, "run_name": name} for rate, name in ((1e-3, "one"), (2e-3, "two"), (3e-3, "three"))
+    ]
+    swept = lab.sweep(tiny, changes, corpus, listeners=[interrupt_at(4, "two")])
+    assert [(run.run_id, run.status, run.step) for run in swept] == [("one", "completed", 6), ("two", "stopped", 4)]
+    assert not (lab.runs()[0].folder.parent / "three").exists()
+
+
+def test_a_trial_that_diverges_is_one_of_the_sweep(tiny: Settings, corpus: Path):
+    wild = {"learning_rate": 100.0, "optimizer": "muon", "weight_decay": 50.0}
+    changes = [{"run_name": "one"}, {"run_name": "wild", "max_steps": 500, **wild}, {"run_name": "two"}]
+    swept = lab.sweep(tiny, changes, corpus, listeners=[])
+    assert [(run.run_id, run.status) for run in swept] == [
+        ("one", "completed"),
+        ("wild", "diverged"),
+        ("two", "completed"),
+    ]
+    assert swept[1].step > 0
+
+
+def test_the_noise_of_runs_that_were_stopped_is_refused(tiny: Settings, corpus: Path):
+    def interrupt(event: Settings) -> None:
+        if event["event"] == "step" and event["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(UsageError, match="stopped in run 1 of 2"):
+        lab.noise(tiny, seeds=2, data=corpus, listeners=[interrupt])
+    assert len(lab.runs()) == 1
+
+    def interrupt_the_last(event: Settings) -> None:
+        if len(lab.runs()) == 3:
+            interrupt(event)
+
+    with pytest.raises(UsageError, match="is stopped at step 4"):
+        lab.noise(tiny, seeds=2, data=corpus, listeners=[interrupt_the_last])
+
+
+def test_what_other_processes_trained_since_is_shown(run: lab.Run, tiny: Settings, corpus: Path):
+    other = lab.run(tiny, corpus, run_name="two", max_steps=9, eval_cadence=3, listeners=[])
+    before, listed = lab.attach("one"), lab.runs()
+    lab.resume("one", max_steps=9, listeners=[])
+    assert "9/9" in repr(listed)
+    assert "6/6" not in repr(listed)
+    assert lab.diff(other, before).losses["loss"].common == 9
+    assert re.search(r"^one .* 9 ", repr(lab.compare([lab.attach("two"), run])), re.MULTILINE)
+
+
+def test_a_diff_names_where_the_rate_ends_and_the_weights_come_from(tiny: Settings, corpus: Path):
+    falling = {**tiny, "lr_schedule": "cosine", "seed": None}
+    straight = lab.run(falling, corpus, listeners=[])
+    halved = lab.run(falling, corpus, max_steps=3, listeners=[]).resume(max_steps=6, listeners=[])
+    assert straight.config == halved.config
+    seeds = straight.start["seed"], halved.start["seed"]
+    assert lab.diff(straight, halved).config == {"seed": seeds, "lr_decay_steps": (6, 3)}
+    steps = [lab.lab.branch(path, f"from-{path.name}", listeners=[], seed=0) for path in straight.checkpoints()]
+    assert len(steps) == 2
+    links = tuple(f"custom (run {straight.run_id}, step {step})" for step in (3, 6))
+    assert lab.diff(*steps).model == {"lineage": links}
+
+
+def test_a_run_s_folder_is_found_from_another_one(
+    tiny: Settings, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LMLAB_RUNS_DIR", "myruns")
+    monkeypatch.setenv("LMLAB_MODELS_DIR", "mymodels")
+    runs = [lab.run(tiny, corpus, listeners=[]), lab.run(tiny, corpus, runs_dir="out", listeners=[])]
+    registry = lab.Registry()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for run, name in zip(runs, ("myruns", "out"), strict=True):
+        assert run.folder.parent == tmp_path / name
+        assert run.resume(max_steps=8, listeners=[]).step == 8
+    assert registry.models_dir == tmp_path / "mymodels"
 
 
 def test_noise_is_what_the_seeds_alone_make(tiny: Settings, corpus: Path):
@@ -57,6 +147,15 @@ def test_runs_and_registered_models_write_side_by_side(run: lab.Run):
     assert written.texts["one"] == written.texts["kept"]  # the same weights and the same draws
     assert written.texts["one"] == [lab.write_samples(run, prompt, **asked)[0] for prompt in ("The ", "a ")]
     assert list(lab.samples({"mine": run}).texts) == ["mine"]
+
+
+def test_what_bears_one_name_is_told_apart(run: lab.Run):
+    run.register("one")
+    shutil.copytree(run.folder, run.folder.parent / "copy")
+    copy = lab.attach("copy")
+    written = lab.samples([run, "one", copy, run], sampling_max_length=5)
+    assert list(written.texts) == ["one", "one (model)", "one (folder copy)", "one (2)"]
+    assert repr(lab.microscope(["one", run], "The cat")).startswith("one (model): ")
 
 
 def test_samples_by_step_are_those_of_the_log(tiny: Settings, corpus: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -223,6 +225,28 @@ def test_tables_list_runs_and_models(tmp_path):
     assert "12.8 MB" in lines[1]
     assert "no models yet" in repr(cards.Models())
     assert_harmless(models._repr_html_())
+
+
+def test_a_table_of_runs_is_as_they_stand_when_it_is_shown(tmp_path):
+    folder = write_run(tmp_path / "run", steps=30, status=None)
+    runs = cards.Runs([Record(folder)])
+    RunWriter(folder).step(31, 1.0)
+    assert "31/40" in repr(runs)
+    RunWriter(folder).event("run_end", 31, status="stopped", seconds=1.0)
+    html = Strict(runs._repr_html_()).text
+    assert "31/40" in html
+    assert "stopped" in html
+
+
+def test_copies_of_a_run_keep_apart_in_tables_and_legends(tmp_path):
+    shutil.copytree(write_run(tmp_path / "first"), tmp_path / "copy")
+    runs = [Record(tmp_path / name) for name in ("first", "copy")]
+    assert "first (folder copy)" in Strict(cards.runs_table(runs).html).text
+    assert "first (folder copy)" in Strict(cards.run_card(runs[1]).html).text
+    assert list(drawn_lines(plots.compare(runs))) == ["first", "first (folder copy)"]
+    assert re.findall(r"^(same(?: \(2\))?) ", repr(cards.comparison_table(runs, labels=["same"] * 2)), re.M) == [
+        "same", "same (2)"
+    ]  # fmt: skip
 
 
 def test_the_best_run_stands_out_and_noise_is_named(tmp_path):
@@ -457,6 +481,24 @@ def test_what_is_rare_is_drawn_at_once():
     assert "3.0000" in drawn[-1].html
 
 
+def test_drawing_takes_a_twentieth_of_the_time_at_most():
+    clock, drawn = Clock(), []
+
+    def show(_: View) -> None:
+        drawn.append(clock.now)
+        clock.now += 0.14  # as the curves of a million steps do
+
+    view = live.LiveView(show=show, clock=clock)
+    view({"event": "run_start"})
+    for step in range(1, 3001):
+        clock.now += 0.01
+        view({"event": "step" if step % 5 else "eval", "step": step, "loss": 2.0, "val_loss": 2.0})
+    assert len(drawn) > 5
+    assert min(later - earlier for earlier, later in itertools.pairwise(drawn)) >= 21 * 0.14 - 1e-9
+    view({"event": "run_end", "status": "completed"})
+    assert drawn[-1] == pytest.approx(clock.now - 0.14), "the end is drawn at once"
+
+
 def test_the_view_of_a_log_is_the_view_of_its_trainer(tmp_path):
     folder = write_run(tmp_path / "run")
     told: list[View] = []
@@ -583,7 +625,7 @@ def test_a_kernel_gets_one_output_that_is_replaced(kernel, tmp_path):
     made = [m for m in messages if m["msg_type"] == "display_data"]
     updates = [m for m in messages if m["msg_type"] == "update_display_data"]
     assert len(made) == 1
-    assert len(updates) == 6
+    assert 1 <= len(updates) <= 6  # a slow machine draws less often
     ids = {m["content"]["transient"]["display_id"] for m in made + updates}
     assert len(ids) == 1
     last = updates[-1]["content"]["data"]
@@ -641,6 +683,41 @@ def test_runs_compare_along_every_axis(tmp_path, axis, end):
     assert len({line.get_color() for line in lines.values()}) == 2
 
 
+def test_more_runs_than_colours_have_lines_of_their_own(tmp_path):
+    folder = write_run(tmp_path / "run", steps=4)
+    figure = plots.compare([Record(folder)] * 14, ("loss", "val_loss"), labels=[f"run {i}" for i in range(14)])
+    for panel in (0, 1):
+        lines = drawn_lines(figure, panel)
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 14
+        assert [lines[f"run {i}"].get_linestyle() for i in (0, 5, 6, 12)] == ["-", "-", "--", ":"]
+        assert lines["run 0"].get_color() == lines["run 6"].get_color()
+
+
+def test_every_run_is_in_the_legend_under_a_name_of_its_own(tmp_path):
+    run = Record(write_run(tmp_path / "run", steps=4))
+    long = ["x" * 63 + end for end in "ab"]
+    titles = [*long, *("y" * 70 + end for end in "ab"), "_hidden", "漢", "字", "same", "same"]
+    [legend] = plots.compare([run] * len(titles), labels=titles).legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert len(set(shown)) == len(titles)
+    assert shown[:2] == long
+    assert shown[4:] == [" _hidden", "□", "□ (2)", "same", "same (2)"]
+
+
+def test_a_legend_has_the_columns_that_its_longest_name_leaves_room_for(tmp_path):
+    run = Record(write_run(tmp_path / "run", steps=4))
+    for longest, columns in ((23, 4), (24, 2), (60, 1)):
+        figure = plots.compare([run] * 4, ("loss",), labels=["a", "b", "c", "x" * longest])
+        assert len({round(text.get_window_extent().x0) for text in drawn_legend(figure).get_texts()}) == columns
+        assert drawn_legend(figure).get_window_extent().x1 <= figure.bbox.x1
+
+
+def drawn_legend(figure: Any) -> Any:
+    """The legend of a figure, laid out."""
+    figure.draw_without_rendering()
+    return figure.legends[0]
+
+
 def test_zoom_looks_at_the_end(tmp_path):
     run = Record(write_run(tmp_path / "run", loss=lambda step, _: 4.0 if step <= 20 else 1.0))
     axes = plots.compare([run], ("loss",), zoom=0.4, smoothing=1).axes[0]
@@ -678,6 +755,14 @@ def test_attention_maps_fit_their_tokens():
     assert len(images) == 4
     np.testing.assert_array_equal(images[0].get_array(), maps[0, 0])
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["head 0", "head 2"]
+    assert [axes.get_ylabel() for axes in figure.axes[:4]] == ["layer 1", "", "layer 2", ""]
+    (axes,) = [axes for axes in plots.attention_figure(maps, list("abcd"), layers=[2], heads=[0]).axes if axes.images][
+        :1
+    ]
+    assert axes.get_ylabel() == "layer 2"
+    for wrong in ([0], [3]):
+        with pytest.raises(UsageError, match=r"no layers \[.\]; choose from 1 to 2"):
+            plots.attention_figure(maps, list("abcd"), layers=wrong)
     with pytest.raises(UsageError, match="does not fit 3 tokens"):
         plots.attention_figure(maps, list("abc"))
     with pytest.raises(UsageError, match="choose layers and heads"):
@@ -688,6 +773,7 @@ def test_the_lens_marks_right_guesses():
     figure = plots.lens_figure(
         [["b", "x"], ["b", "c"]], np.array([[0.1, 0.9], [0.5, 0.5]]), ["a", "b"], targets=["b", "c"]
     )
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["embedding", "1"]
     cells = {text.get_position(): text for text in figure.axes[0].texts}
     weights = [cells[position].get_fontweight() for position in ((0, 0), (1, 0), (0, 1), (1, 1))]
     assert weights == ["bold", "normal", "bold", "bold"]
@@ -706,7 +792,32 @@ def test_what_hooks_measured_is_drawn_by_layer(tmp_path):
     assert [tuple(line.get_ydata()) for line in lines] == [(1.0, 1.0), (2.0, 2.0), (5.0, 10.0)]
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
     legend = plots.hook_figure(record, "attention_entropy").axes[0].get_legend()
-    assert (legend.get_title().get_text(), [text.get_text() for text in legend.get_texts()]) == ("layer", ["0", "1"])
+    assert (legend.get_title().get_text(), [text.get_text() for text in legend.get_texts()]) == ("layer", ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("hook", "n_numbers", "names"),
+    [
+        ("activation_stats", 3, ["embedding", "1", "2"]),
+        ("activation_stats", 4, ["embedding", "1", "2", "3"]),  # of a model that does not say how many layers it has
+        ("own", 2, ["1", "2"]),
+        ("own", 3, ["embedding", "1", "2"]),
+    ],
+)
+def test_layers_bear_the_same_numbers_in_all_views(tmp_path, hook, n_numbers, names):
+    run = RunWriter(write_run(tmp_path / "run", status=None))  # of two layers
+    run.event("hook", 10, name=hook, std=[1.0] * n_numbers)
+    legend = plots.hook_figure(Record(tmp_path / "run"), hook).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == names
+
+
+def test_what_is_measured_of_named_parts_keeps_their_names(tmp_path):
+    run = RunWriter(write_run(tmp_path / "run", status=None))
+    run.event("hook", 10, name="own", norms={"_bias": 1.0, "weight": 2.0, "²": 3.0, "9" * 5000: 4.0}, mean=0.5)
+    norms, mean = plots.hook_figure(Record(tmp_path / "run"), "own").axes
+    assert [text.get_text() for text in norms.get_legend().get_texts()] == [" _bias", "weight", "²", "9" * 23 + "…"]
+    assert norms.get_legend().get_title().get_text() == ""
+    assert mean.get_legend() is None
 
 
 def test_a_figure_is_html_too(tmp_path):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ipywidgets.widgets.widget import _instances
+from run_logs import write_run
 
 import lmlab as lab
+from lmlab import forms
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError
 from lmlab.settings import settings
@@ -120,6 +125,59 @@ def test_what_keeps_a_run_from_starting_is_shown(tiny: dict[str, object]):
     form.close()
 
 
+def test_a_run_that_did_not_stop_can_be_asked_again(tiny: dict[str, object], corpus: Path):
+    form = lab.config_form(tiny, data=corpus, max_steps=1_000_000, checkpoint_cadence=None)
+    run = form.start()
+    process = run.folder / "process.json"
+    known = process.read_bytes()
+    process.write_text("{}")
+    form.stop_button.click()
+    assert "end that process by hand" in form.message.value
+    assert (form.run_button.disabled, form.stop_button.disabled) == (True, False)
+    process.write_bytes(known)
+    form.stop_button.click()
+    assert run.status == "stopped"
+    form.close()
+
+
+def test_who_followed_the_run_before_leaves_the_next_one_its_buttons(
+    tiny: dict[str, object], corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    late: list[Callable[[], None]] = []
+
+    class Late:
+        """A thread that wakes when the test lets it."""
+
+        def __init__(self, target: Callable[..., None], args: tuple[object, ...], daemon: bool) -> None:
+            late.append(lambda: target(*args))
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr(forms, "threading", SimpleNamespace(Thread=Late, Event=threading.Event, Lock=threading.Lock))
+    form = lab.config_form({**tiny, "max_steps": 1}, data=corpus, checkpoint_cadence=None)
+    form.start().wait()
+    form.controls["max_steps"][0].value = 1_000_000
+    second = form.start()
+    late[0]()
+    assert (form.run_button.disabled, form.stop_button.disabled) == (True, False)
+    assert form.view.value == ""
+    second.stop()
+    late[1]()
+    assert (form.run_button.disabled, form.stop_button.disabled) == (False, True)
+    assert "stopped" in form.view.value
+    form.close()
+
+
+def test_an_error_that_is_none_of_ours_is_shown_and_run_can_be_clicked_again(tiny: dict[str, object]):
+    form = lab.config_form(tiny, runs_dir=5)  # type: ignore[arg-type]
+    form.run_button.click()
+    assert "lm-bad" in form.message.value
+    assert "TypeError: " in form.message.value
+    assert (form.run_button.disabled, form.stop_button.disabled) == (False, True)
+    form.close()
+
+
 # --- the run picker -------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +198,21 @@ def test_the_picker_compares_what_is_picked(tiny: dict[str, object], corpus: Pat
     assert ">three<" not in picker.view.value
     picker.list.value = ()
     assert picker.view.value == ""
+    picker.close()
+
+
+def test_the_picker_tells_copies_and_long_names_apart(tmp_path: Path):
+    names = ["x" * 63 + end for end in "ab"]
+    for name in names:
+        write_run(tmp_path / "runs" / name, steps=4)
+    shutil.copytree(tmp_path / "runs" / names[0], tmp_path / "runs" / "copy")
+    picker = lab.run_picker()
+    assert {folder for _, folder in picker.list.options} == {*names, "copy"}
+    titles = [title.split("   ")[0] for title, _ in picker.list.options]
+    assert sorted(titles) == sorted([*names, f"{names[0]} (folder copy)"])
+    picker.list.value = ("copy",)
+    assert [run.folder.name for run in picker.chosen] == ["copy"]
+    assert f">{names[0]} (folder copy)<" in picker.view.value
     picker.close()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lmlab import words
 from lmlab.catalogue import as_tree, origin
-from lmlab.comparison import Difference, comparison
+from lmlab.comparison import Difference, comparison, distinct, lineage_of
 from lmlab.history import History, as_mapping, as_text
 from lmlab.record import Record
 from lmlab.registry import Entry
@@ -62,15 +62,6 @@ def commit_of(history: History) -> str:
 def model_of(history: History) -> str:
     """The model's registered name, else its architecture."""
     return as_text(history.model.get("model_name") or history.model.get("architecture_type")) or words.DASH
-
-
-def lineage_of(history: History) -> list[str]:
-    """The models that this one comes from, oldest first, each with the run and step whose weights were taken."""
-    links = []
-    for link in history.lineage:
-        taken = f" (run {link['run_id']}, step {link.get('step')})" if link.get("run_id") else ""
-        links.append(f"{link.get('model_name') or 'custom'}{taken}")
-    return links
 
 
 def speed_of(history: History) -> float | None:
@@ -121,18 +112,18 @@ def loss_sparkline(history: History, width: int = 200, height: int = 40) -> str:
 
 def run_card(record: Record) -> View:
     """A run at a glance: how it stands, what it is, its losses, its last words, and how to go on."""
-    facts = facts_of(record)
-    title = element("span", escape(record.run_id), "lm-title lm-mono")
+    status, facts = record.status, facts_of(record)
+    title = element("span", escape(record.title), "lm-title lm-mono")
     kind = element("span", escape(record.kind), "lm-dim") if record.kind not in ("", "new") else ""
     tags = "".join(element("span", f"#{escape(tag)}", "lm-tag") for tag in record.tags)
     start = as_text(record.starts[0].get("time"))[:16].replace("T", " ") if record.starts else ""
     provenance = f"config {as_text(record.start.get('config_hash'))} · commit {commit_of(record)} · started {start} UTC"
-    left = element("div", pill(record.status) + title + kind + tags, "lm-row")
+    left = element("div", pill(status) + title + kind + tags, "lm-row")
     parts = [
         element("div", left + loss_sparkline(record), "lm-row lm-spread"),
         element("div", escape(provenance), "lm-dim lm-mono"),
     ]
-    if record.max_steps and record.status != "completed":
+    if record.max_steps and status != "completed":
         parts.append(bar(record.step / record.max_steps))
     parts.append(element("div", "".join(fact(name, *said) for name, said in facts.items()), "lm-facts"))
     if record.lineage:
@@ -145,7 +136,7 @@ def run_card(record: Record) -> View:
     if command is not None and record.newest_checkpoint is not None:
         parts.append(head(f"Go on from {record.newest_checkpoint.name}"))
         parts.append(element("div", escape(command), "lm-text lm-mono"))
-    lines = [f"{record.run_id}: {record.status}", *(f"  {name}: {value}" for name, (value, _) in facts.items())]
+    lines = [f"{record.title}: {status}", *(f"  {name}: {value}" for name, (value, _) in facts.items())]
     return View(page(*parts), "\n".join([*lines, *([f"  go on: {command}"] if command else [])]))
 
 
@@ -187,10 +178,10 @@ def runs_table(records: Sequence[Record]) -> View:
 def _run_row(record: Record) -> dict[str, str]:
     tags = "".join(element("span", f"#{escape(tag)}", "lm-tag") for tag in record.tags)
     remarks = element("div", tags + escape(words.clip(record.notes, 200)), "lm-dim") if tags or record.notes else ""
-    best = record.best
+    status, best = pill(record.status), record.best
     return {
-        "run": element("div", escape(record.run_id), "lm-mono lm-whole") + remarks,
-        "status": pill(record.status),
+        "run": element("div", escape(record.title), "lm-mono lm-whole") + remarks,
+        "status": status,
         "curve": loss_sparkline(record, 72, 22),
         "model": escape(model_of(record)),
         "step": f"{record.step:,}" + (f"/{record.max_steps:,}" if record.max_steps is not None else ""),
@@ -245,8 +236,8 @@ def comparison_table(
     difference worth believing, named below the table, with the runs that the best is not worth telling from. labels:
     what the runs are called, else by their ids. Config fields stand before the losses while they are few."""
     rows = comparison(records)
-    if labels is not None:
-        rows = [{**row, "run": label} for row, label in zip(rows, labels, strict=True)]
+    names = distinct(labels if labels is not None else [row["run"] for row in rows])
+    rows = [{**row, "run": name} for row, name in zip(rows, names, strict=True)]
     keys = list(rows[0]) if rows else ["run"]
     varied = [key for key in keys if key not in OUTCOME_TITLES]
     if len(varied) > MOST_VARIED:  # a wide table is cut off at the right, where the losses should not stand
@@ -325,12 +316,19 @@ def samples_table(prompts: Sequence[str], columns: Mapping[str, Sequence[str]]) 
 
 
 class Runs(list[Record]):
-    """Runs as a list that shows itself as a table."""
+    """Runs as a list that shows itself as a table, as they stand when it is shown."""
+
+    def refresh(self) -> None:
+        """Read what was logged since."""
+        for record in self:
+            record.refresh()
 
     def _repr_html_(self) -> str:
+        self.refresh()
         return runs_table(self).html
 
     def __repr__(self) -> str:
+        self.refresh()
         return runs_text(self)
 
 

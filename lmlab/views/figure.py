@@ -6,10 +6,11 @@ import base64
 import contextlib
 import functools
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmlab import words
+from lmlab.comparison import distinct
 from lmlab.views.html import element, escape, page
 from lmlab.views.theme import DIM, GRID, INK
 
@@ -107,6 +108,12 @@ def label(value: Any, longest: int = 40) -> str:
     """Any text as a label: signs that the font lacks become boxes, and dollars do not start a formula."""
     shown = words.clip(" ".join(str(value).split()), longest)
     return "".join(c if ord(c) in _drawable() else "□" for c in shown).replace("$", r"\$")
+
+
+def legend_labels(titles: Iterable[Any], longest: int = 64) -> list[str]:
+    """Titles as the labels of a legend, no two alike, and none that matplotlib passes over: those with `_` in front."""
+    labels = (label(title, longest) for title in titles)
+    return distinct(f" {shown}" if shown.startswith("_") else shown for shown in labels)
 
 
 def token_label(token: str) -> str:

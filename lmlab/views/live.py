@@ -6,6 +6,7 @@ so that a run in this kernel and one in another process look the same.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from lmlab.views.html import View, bar, element, escape, fact, head, page, quote
 from lmlab.views.svg import Line, chart
 
 DRAWS_A_SECOND = 5  # at most, the last one included
+REST = 20  # times as long as a drawing took, until the next: drawing is to cost training next to nothing
 SHOWN_SAMPLES = 2
 LONGEST_SAMPLE = 600
 
@@ -121,22 +123,28 @@ class Display:
 class Pace:
     """Says when to draw: at most DRAWS_A_SECOND times in any second, one of them kept for the last.
 
-    What comes often is spread evenly; what is rare is drawn at once while there is room.
+    What comes often is spread evenly; what is rare is drawn at once while there is room. What takes long to draw, as
+    the curves of a very long run do, is drawn less often: see `took`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._drawn: deque[float] = deque(maxlen=DRAWS_A_SECOND - 1)
+        self._rest_until = -math.inf
 
     def due(self, rare: bool = False) -> bool:
         """Whether to draw now; a yes counts as drawn."""
         now = self._clock()
         full = len(self._drawn) == self._drawn.maxlen and now - self._drawn[0] < 1.0
         soon = bool(self._drawn) and now - self._drawn[-1] < 1.0 / (DRAWS_A_SECOND - 1)
-        if full or (soon and not rare):
+        if full or (soon and not rare) or now < self._rest_until:
             return False
         self._drawn.append(now)
         return True
+
+    def took(self, seconds: float) -> None:
+        """Note how long the drawing took that has just ended."""
+        self._rest_until = self._clock() + REST * seconds
 
 
 class LiveView:
@@ -156,7 +164,7 @@ class LiveView:
         self.total_steps, self.folder = total_steps, folder
         self.history = History()
         self._show = show if show is not None else Display()
-        self._pace = Pace(clock)
+        self._clock, self._pace = clock, Pace(clock)
 
     def __call__(self, event: Event) -> None:
         """Take one event and draw if it is time to; a run's end is always drawn."""
@@ -173,7 +181,9 @@ class LiveView:
 
     def draw(self) -> None:
         """Show the run as it stands now."""
+        began = self._clock()
         self._show(live_view(self.history, self.total_steps))
+        self._pace.took(self._clock() - began)
 
 
 def live_listener(total_steps: int | None = None, folder: Path | str | None = None) -> LiveView | Console:

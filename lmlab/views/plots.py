@@ -17,7 +17,7 @@ from lmlab import words
 from lmlab.errors import UsageError
 from lmlab.history import History, step_of
 from lmlab.views.curves import LARGEST_DRAWN, Floats, smooth, span_for, value_range
-from lmlab.views.figure import colour_map, label, new_figure, style, token_label
+from lmlab.views.figure import colour_map, label, legend_labels, new_figure, style, token_label
 from lmlab.views.theme import DIM, INK, LIGHT_SERIES
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 64  # attention maps on one figure
 MOST_LEGEND = 12  # names in a legend; beyond them colours go without
+N_LAYERS = ("n_layers", "num_hidden_layers", "num_layers", "n_layer")  # how families of models name it
 MOST_TOKEN_LABELS = 40  # beyond them an axis of tokens is numbered
+LINES = ("-", "--", ":", "-.")  # of the first runs, one a colour, of the next ones, and so on
 HEAT = ("#ffffff", "#fdd9c4", "#f39a6b", "#d9541e", "#8a2d0c")
 BLUES = ("#ffffff", "#d3e2fa", "#7ba6ea", "#2667d8", "#123a80")
 
@@ -67,7 +69,7 @@ def compare(
     floor: bool = True,
     zoom: float = 1.0,
 ) -> Figure:
-    """Several runs' series in one figure, a colour for each run and a panel for each series.
+    """Several runs' series in one figure, a colour or kind of line for each run and a panel for each series.
 
     axis: `step`, `tokens` or `seconds`. smoothing: as for `curves`. noise: the smallest difference worth believing
     (`smallest_difference`); validation curves get a band of that height, and where two bands overlap the difference
@@ -75,7 +77,7 @@ def compare(
     share of the x axis to show, from its end: 0.3 looks closely at the last third.
     Raises UsageError on an unknown name or axis.
     """
-    labels = [label(given) for given in labels] if labels is not None else [label(run.run_id) for run in runs]
+    labels = legend_labels(labels if labels is not None else [run.title for run in runs])
     if len(labels) != len(runs):
         raise UsageError(f"compare: {len(labels)} labels for {len(runs)} runs; give one for each, or none")
     alone = len(runs) == 1
@@ -114,7 +116,9 @@ def _look(name: str, panel: Sequence[str], run_label: str, colour: int, alone: b
     title = run_label
     if alone:
         title = {"loss": "training", "val_loss": "validation"}.get(name, "") if len(panel) > 1 else ""
-    return {"colour": LIGHT_SERIES[colour % len(LIGHT_SERIES)], "title": title or None, "raw": 0.25 if alone else 0.12}
+    turn, colour = divmod(colour, len(LIGHT_SERIES))
+    look = {"colour": LIGHT_SERIES[colour], "line": LINES[turn % len(LINES)]}
+    return {**look, "title": title or None, "raw": 0.25 if alone else 0.12}
 
 
 def _draw(
@@ -126,6 +130,7 @@ def _draw(
     noise: float | None,
     *,
     colour: str,
+    line: str,
     title: str | None,
     raw: float,
 ) -> tuple[Floats, Floats]:
@@ -137,14 +142,14 @@ def _draw(
         if noise:
             axes.fill_between(x, values - noise / 2, values + noise / 2, color=colour, alpha=0.16, linewidth=0)
         marks: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
-        axes.plot(x, values, color=colour, linewidth=1.5, marker="o", label=title, **marks)
+        axes.plot(x, values, color=colour, linestyle=line, linewidth=1.5, marker="o", label=title, **marks)
         reach = (noise or 0.0) / 2
         return np.tile(x, 2), np.concatenate([values - reach, values + reach])
     span = smoothing if smoothing is not None else span_for(int(np.ptp(steps)) if len(steps) else 0)
     calm = values if name == "learning_rate" else smooth(steps, values, span)
     if calm is not values and span > 1:
         axes.plot(x, values, color=colour, linewidth=0.8, alpha=raw)
-    axes.plot(x, calm, color=colour, linewidth=1.8, label=title)
+    axes.plot(x, calm, color=colour, linestyle=line, linewidth=1.8, label=title)
     return x, values
 
 
@@ -190,12 +195,17 @@ def _finish(figure: Figure, rows: Sequence[Axes], axis: str, noise: float | None
         handles.append(Patch(color=DIM, alpha=0.25, linewidth=0))
         titles.append(f"bands that overlap: noise (below {noise:.3f})")
     if handles:
-        figure.legend(
-            handles, titles, loc="outside upper left", ncols=min(len(handles), 4 if len(titles[0]) < 24 else 2)
-        )
+        longest = max(map(len, titles))
+        columns = 4 if longest < 24 else 2 if longest < 48 else 1
+        figure.legend(handles, titles, loc="outside upper left", ncols=min(len(handles), columns))
 
 
 # --- inside the model -----------------------------------------------------------------------------------------------
+
+
+def state_name(index: int) -> str:
+    """What a state of the residual stream is called: the embedding, which is the first, then each block from 1 on."""
+    return str(index) if index else "embedding"
 
 
 def attention_figure(
@@ -206,13 +216,17 @@ def attention_figure(
     heads: Sequence[int] | None = None,
 ) -> Figure:
     """Attention maps, a row for each layer and a column for each head: which earlier token (across) each token (down)
-    looks at. probabilities_LHTT: rows sum to 1. layers, heads: which to show, else all. Raises UsageError where the
-    shapes do not fit the tokens, or there are too many maps for one figure.
+    looks at. probabilities_LHTT: rows sum to 1. layers, heads: which to show, else all; layers count from 1, as in all
+    views. Raises UsageError where the shapes do not fit the tokens, there is no such layer, or there are too many maps
+    for one figure.
     """
     maps = np.asarray(probabilities_LHTT, dtype=np.float64)
     if maps.ndim != 4 or maps.shape[2] != maps.shape[3] or maps.shape[2] != len(tokens):
         raise UsageError(f"attention of shape {maps.shape} does not fit {len(tokens)} tokens; it is (L, H, T, T)")
-    layers = list(layers) if layers is not None else list(range(maps.shape[0]))
+    there = range(1, maps.shape[0] + 1)
+    layers = list(layers) if layers is not None else list(there)
+    if not set(layers) <= set(there):
+        raise UsageError(f"there are no layers {sorted(set(layers) - set(there))}; choose from 1 to {len(there)}")
     heads = list(heads) if heads is not None else list(range(maps.shape[1]))
     if not 0 < len(layers) * len(heads) <= MOST_PANELS:
         raise UsageError(
@@ -224,7 +238,7 @@ def attention_figure(
         grid = figure.subplots(len(layers), len(heads), squeeze=False)
         for (row, layer), (column, head) in itertools.product(enumerate(layers), enumerate(heads)):
             axes = grid[row, column]
-            image = axes.imshow(maps[layer, head], cmap=colour_map(BLUES), vmin=0, vmax=1, interpolation="nearest")
+            image = axes.imshow(maps[layer - 1, head], cmap=colour_map(BLUES), vmin=0, vmax=1, interpolation="nearest")
             axes.grid(visible=False)
             if row == 0:
                 axes.set_title(f"head {head}", fontsize=9)
@@ -245,12 +259,12 @@ def lens_figure(
 ) -> Figure:
     """The logit lens: what the model would say next after each layer (the last on top) at each token.
 
-    guesses_LT: the likeliest next token by layer and position. probabilities_LT: the shade of each cell, the
-    probability of that guess, or of the true next token. tokens: what was read, below. targets: the true next tokens;
-    guesses that hit are set bold. Raises UsageError where the shapes do not fit.
+    guesses_LT: the likeliest next token by layer and position, first after the embedding. probabilities_LT: the shade
+    of each cell, the probability of that guess, or of the true next token. tokens: what was read, below. targets: the
+    true next tokens; guesses that hit are set bold. Raises UsageError where the shapes do not fit.
     """
     shades = np.asarray(probabilities_LT, dtype=np.float64)
-    names = list(layer_names) if layer_names is not None else [str(layer) for layer in range(len(guesses_LT))]
+    names = list(layer_names) if layer_names is not None else [state_name(index) for index in range(len(guesses_LT))]
     if shades.shape != (len(guesses_LT), len(tokens)) or len(names) != len(guesses_LT):
         raise UsageError(f"a lens of shape {shades.shape} does not fit {len(guesses_LT)} layers × {len(tokens)} tokens")
     with style():
@@ -277,7 +291,8 @@ def lens_figure(
 
 def hook_figure(run: History, name: str) -> Figure:
     """What a research hook measured, over the steps: a panel for each quantity, a curve for each number in it, coloured
-    by its first index, which is the layer where there are layers.
+    by its first index, which is the layer where there are layers, counted from 1. Where there is a number more than
+    layers, the first is of the embedding.
 
     Raises UsageError where the run has no events of that hook.
     """
@@ -291,28 +306,38 @@ def hook_figure(run: History, name: str) -> Figure:
             if key not in ("event", "run_id", "time", "step", "name"):
                 for path, number in _numbers(value):
                     found.setdefault(key, {}).setdefault(path, []).append((step_of(event), number))
+    n_layers = next((run.model[key] for key in N_LAYERS if key in run.model), None)
     with style():
         figure = new_figure(height=0.6 + 2.6 * max(len(found), 1))
         rows = figure.subplots(max(len(found), 1), 1, squeeze=False, sharex=True)[:, 0]
         for axes, (key, parts) in zip(rows, found.items(), strict=False):
-            _draw_parts(axes, parts)
+            _draw_parts(axes, parts, name == "activation_stats", n_layers)
             axes.set_ylabel(label(key))
         rows[-1].set_xlabel("step")
     return figure
 
 
-def _draw_parts(axes: Axes, parts: Mapping[tuple[str, ...], Sequence[tuple[int, float]]]) -> None:
+def _draw_parts(
+    axes: Axes, parts: Mapping[tuple[str, ...], Sequence[tuple[int, float]]], of_states: bool, n_layers: Any
+) -> None:
+    """A curve for each part. of_states: the first is of the embedding, as it is where the last index is `n_layers`."""
     groups = list(dict.fromkeys(path[:1] for path in parts))
     colours = colour_map(("#7ba6ea", "#2667d8", "#9440c2", "#d9541e"))
+    numbered = all(group and group[0].isdecimal() and len(group[0]) < 6 for group in groups)
+    titles = [group[0] if group else "" for group in groups]
+    if numbered:
+        indices = [int(title) for title in titles]
+        of_states = of_states or max(indices) == n_layers
+        titles = [state_name(index) if of_states else str(index + 1) for index in indices]
+    titles = legend_labels(titles, 24) if all(groups) and len(groups) <= MOST_LEGEND else []
     named: set[tuple[str, ...]] = set()
     for path, points in parts.items():
-        group = path[:1]
-        title = label(group[0], 24) if group and group not in named and len(groups) <= MOST_LEGEND else None
-        named.add(group)
+        at = groups.index(path[:1])
+        title = titles[at] if titles and path[:1] not in named else None
+        named.add(path[:1])
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=colours(groups.index(group) / max(len(groups) - 1, 1)), linewidth=1.4, label=title)
+        axes.plot(x, y, color=colours(at / max(len(groups) - 1, 1)), linewidth=1.4, label=title)
     if axes.get_legend_handles_labels()[1]:
-        numbered = all(group and group[0].isdigit() for group in groups)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="layer" if numbered else None)
 
 
