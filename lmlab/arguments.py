@@ -15,6 +15,8 @@ DESCRIPTION = "lmlab: train language models, resume them bit for bit, import, fi
 CHECKPOINT = "a checkpoint folder, a run folder or a run id"
 CONFIG = "YAML file with settings; without it, the defaults"
 DATA = "text to train on: a UTF-8 file, a folder of .txt, a .jsonl; without it, the storybook"
+TRAINING_ALONE = ("--config", "--data", "--resume", "--max-steps", "--set", "--run-name", "--model-name")
+SET_AFTER = "set_after_command"  # where --set of a command goes: argparse would put it in the place of one before that
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +59,20 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What a command line says; `command` is None where it trains. Exits on `--help` and on wrong usage."""
-    return parser().parse_args(arguments)
+    """What a command line says; `command` is None where it trains. Exits on `--help` and on wrong usage.
+
+    Flags of a command may stand before it, too; those of training that it does not know are wrong usage.
+    """
+    top = parser()
+    options = top.parse_args(arguments)
+    options.set = (options.set or []) + vars(options).pop(SET_AFTER, []) or None
+    if options.command is not None:
+        commands: Any = next(action.choices for action in top._actions if action.dest == "command")
+        known = commands[options.command]._option_string_actions
+        for name in TRAINING_ALONE:
+            if name not in known and getattr(options, name[2:].replace("-", "_")) is not None:
+                top.error(f"{options.command} knows no {name}")
+    return options
 
 
 def parser() -> Parser:
@@ -106,6 +120,13 @@ def add_command(commands: Any, name: str, does: str, *, runs: bool = False, mode
     return command
 
 
+def add_set(command: Parser, help_text: str) -> None:
+    """The flag `--set` of a command; `parse` puts what stands before the command and after it together."""
+    command.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", dest=SET_AFTER, default=argparse.SUPPRESS, help=help_text
+    )
+
+
 def add_model_commands(commands: Any) -> None:
     """Commands on the registry of models."""
     add = add_command(
@@ -141,21 +162,22 @@ def add_run_commands(commands: Any) -> None:
     add.add_argument("model", metavar="CHECKPOINT|RUN|MODEL", help=f"{CHECKPOINT}, or a name of list-models")
     add.add_argument("--prompt", metavar="TEXT", help="text to go on from (sampling_prompt of the config)")
     add.add_argument("-n", "--n", type=int, default=1, help="how many samples")
-    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set a sampling_… field of the config")
+    add_set(add, "set a sampling_… field of the config")
     add = add_command(
         commands, "verify-resume", "prove that an interrupted run of a config is the uninterrupted one", models=True
     )
-    add.add_argument("--config", metavar="PATH", help=CONFIG)
-    add.add_argument("--data", metavar="PATH", help=DATA)
-    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set any config field")
+    add.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=CONFIG)
+    add.add_argument("--data", metavar="PATH", default=argparse.SUPPRESS, help=DATA)
+    add_set(add, "set any config field")
     add.add_argument("--steps", type=int, metavar="N", default=10, help="steps to train in all (10)")
     add.add_argument("--at", type=int, metavar="N", help="the step to interrupt at (half of them)")
     add = add_command(
         commands, "validate-config", "check a config, and say what it will cost, without training", models=True
     )
     add.add_argument("path", metavar="PATH", help="the YAML file")
-    add.add_argument("--data", metavar="PATH", help=DATA)
-    add.add_argument("--set", action="append", metavar="KEY=VALUE", help="set any config field")
+    add.add_argument("--max-steps", type=int, metavar="N", default=argparse.SUPPRESS, help="updates to make")
+    add.add_argument("--data", metavar="PATH", default=argparse.SUPPRESS, help=DATA)
+    add_set(add, "set any config field")
     add.add_argument("--world-size", type=int, metavar="N", help="plan for N processes, and rehearse a step of one")
     add.add_argument("--strategy", choices=("ddp", "fsdp"), help="how they share the work (parallel of the config)")
     add.add_argument("--device", metavar="NAME", help="what each has, such as H100; without it, what is here")

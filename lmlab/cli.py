@@ -151,12 +151,15 @@ def go_on_after_restart(options: argparse.Namespace) -> None:
     """Where torchrun has started the processes again: go on with the run that they were training."""
     from lmlab import ranks
 
-    if ranks.was_restarted():
+    if ranks.may_restart() and ranks.join().any(ranks.was_restarted()):  # each machine counts its own processes' ends
         from lmlab.config import find_runs_dir
         from lmlab.session import run_before_restart
 
-        found = ranks.join().first(lambda: run_before_restart(find_runs_dir(options.runs_dir)) or "")
+        runs_dir = find_runs_dir(options.runs_dir)
+        found = ranks.join().first(lambda: run_before_restart(runs_dir, options.run_name) or "")
         if found:
+            if options.resume is None and options.model_name is not None:  # it was stronger than the file, and still is
+                options.set = [*(options.set or []), f"model_name={options.model_name}"]
             options.resume, options.run_name, options.model_name = found, None, None
 
 
@@ -387,11 +390,12 @@ def validate_config(options: argparse.Namespace) -> int:
 def list_runs(options: argparse.Namespace) -> int:
     """The runs, newest first, as a table or JSON."""
     from lmlab.config import find_runs_dir
+    from lmlab.events import plain
     from lmlab.record import Record, find_runs
     from lmlab.runs_table import render, row
 
     runs = find_runs(find_runs_dir(options.runs_dir), Record)
-    print(json.dumps([row(run) for run in runs], indent=2) if options.json else render(runs))
+    print(json.dumps(plain([row(run) for run in runs]), indent=2) if options.json else render(runs))
     return 0
 
 

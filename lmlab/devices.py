@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,11 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmlab.errors import UsageError
+from lmlab.errors import RunError, UsageError
+from lmlab.ranks import is_launched
 
 WELL_ABOVE = 1.5  # rates are either two times apart or more, or bf16 is the slower one: noise does not cross this
 LONG_ENOUGH = 0.004  # seconds for which products are timed at least
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# What torch, and the library of its products, say where there is none.
+NO_MEMORY = re.compile("can't allocate memory|DefaultCPUAllocator|could not create a memory")
 # Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are parts of
 # device names.
 ACCELERATORS = {
@@ -35,10 +39,13 @@ ACCELERATORS = {
 
 
 def pick_device() -> torch.device:
-    """The fastest device of this machine: CUDA, then Apple's MPS, then the processor."""
+    """The fastest device of this machine: CUDA, then Apple's MPS, then the processor.
+
+    Not MPS for one of several processes, which have no way to talk from it.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not is_launched():
         return torch.device("mps")
     return torch.device("cpu")
 
@@ -214,12 +221,12 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
 
 @contextlib.contextmanager
 def out_of_memory_as_error(advice: str) -> Iterator[None]:
-    """Turn running out of memory in the block into a UsageError that ends in `advice`."""
+    """Turn running out of memory in the block into a RunError that ends in `advice`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UsageError(f"out of memory: {advice}") from error
+        raise RunError(f"out of memory: {advice}") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "DefaultCPUAllocator" in str(error):
-            raise UsageError(f"out of memory: {advice}") from error
-        raise
+        if not NO_MEMORY.search(str(error)):
+            raise
+        raise RunError(f"out of memory: {advice}") from error

@@ -6,23 +6,24 @@ B batch, T time.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmlab import devices, hooks, lab, loading, memory
+from lmlab import devices, hooks, loading, memory, parallel
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
-from lmlab.data import split_corpus
+from lmlab.data import load_text, split_corpus
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.memory import Estimate
 from lmlab.registry import Registry
 from lmlab.session import ignored_settings
-from lmlab.together import Together, plan_together
+from lmlab.shares import share
+from lmlab.together import Together, groups_of, plan_together
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -31,29 +32,47 @@ from lmlab.words import count, duration, size
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to come. As text: one line. machine_memory: bytes of the device that will train, None where unknown."""
+    """What is to come. As text: one line. machine_memory: bytes of the device that will train, None where unknown.
+
+    Of several processes, the memory of each and what it has.
+    """
 
     estimate: Estimate
     machine_memory: int | None
+    n_processes: int = 1
 
     def __str__(self) -> str:
         e = self.estimate
         tokens = f"{e.tokens:,} tokens" + (f" ({epochs(e.epochs)})" if e.epochs is not None else "")
+        of_each = f" in each of {self.n_processes} processes" if self.n_processes > 1 else ""
         line = (
-            f"plan: {count(e.n_parameters)} parameters, {tokens}, about {size(e.memory)} of memory, "
+            f"plan: {count(e.n_parameters)} parameters, {tokens}, about {size(e.memory)} of memory{of_each}, "
             f"{duration(e.seconds)}, {size(e.disk)} on disk"
         )
-        problem = beyond(e.memory, self.machine_memory)
+        problem = beyond(e.memory, self.machine_memory, "the machine" if self.n_processes == 1 else "each process")
         return line + (f"; {problem}" if problem else "")
 
 
 def plan(trainer: Trainer) -> Plan:
-    """What is left to do of a run that is built, and what it takes."""
-    config, device = trainer.config, trainer.device
+    """What is left to do of a run that is built, and what it takes, of each of several processes its own."""
+    config, device, world = trainer.config, trainer.device, trainer.world
     n_train = trainer.facts.get("data", {}).get("n_train")
     n_val = len(trainer.val_dataloader.dataset.ids) if trainer.val_dataloader is not None else 0
     steps = max(0, config.max_steps - trainer.step)
-    return Plan(estimate(trainer.model, config, device, n_train, n_val, steps), devices.memory_of(device))
+    whole = estimate(trainer.model, config, device, n_train, n_val, steps)
+    if trainer.strategy is None:
+        return Plan(whole, devices.memory_of(device))
+    own = share(
+        memory.shape_of(trainer.model.architecture()),
+        config,
+        groups_of(trainer.model),
+        world_size=world.size,
+        strategy=trainer.strategy,
+        precision=trainer.precision,
+        device=device.type,
+    )
+    each = replace(whole, memory=own.memory, seconds=whole.seconds / world.size)
+    return Plan(each, parallel.memory_for_each(device, world.size), world.size)
 
 
 def estimate(
@@ -149,7 +168,7 @@ def check_config(
     hooks.activate(config.hooks)
     if config.model_name is not None:
         Registry(models_dir).path(config.model_name)
-    corpus = lab.load_corpus(data)
+    corpus = load_text(data)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     train_ids, val_ids = split_corpus(corpus.encode(tokenizer), config.train_ratio)
     adapter = outline(config, tokenizer, models_dir)
@@ -225,12 +244,12 @@ def data_warnings(config: TrainingConfig, tokenizer: Tokenizer, n_train: int, n_
     return warnings
 
 
-def beyond(needed: int, available: int | None) -> str:
+def beyond(needed: int, available: int | None, whose: str = "the machine") -> str:
     """A warning where memory will not do."""
     if available is None or needed <= available:
         return ""
     return (
-        f"this needs about {size(needed)} of memory, and the machine has {size(available)}: lower batch_size or "
+        f"this needs about {size(needed)} of memory, and {whose} has {size(available)}: lower batch_size or "
         "max_seq_len, set activation_checkpointing, or make the model smaller"
     )
 

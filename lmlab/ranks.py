@@ -155,18 +155,33 @@ def join() -> World:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
+        refuse_shared_store()
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         timeout = datetime.timedelta(seconds=float(os.environ.get("LMLAB_RANK_TIMEOUT", TIMEOUT)))
         store, rank, size = next(rendezvous("env://", timeout=timeout))
-        # torchrun keeps one store over its restarts: without a shelf of their own, those who were started again would find
-        # the addresses of the dead.
-        own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        # On one machine torchrun keeps one store over its restarts: without a shelf of their own, those who were started
+        # again would find the addresses of the dead.
+        own = PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if shares_store() else store
         backend = "nccl" if on_gpu else "gloo"
         torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     backend = torch.distributed.get_backend()
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
+
+
+def shares_store() -> bool:
+    """Whether the processes meet in a store that torchrun keeps over its restarts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def refuse_shared_store() -> None:
+    """Raise UsageError where restarts would fail: a machine whose own processes did not die does not count them."""
+    if shares_store() and may_restart() and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--max-restarts over several machines needs a new store for each start: give torchrun --rdzv-backend c10d, and "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
 
 
 def leave() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lmlab import checkpoint, events, provenance, ranks
+from lmlab import checkpoint, devices, events, provenance, ranks
 from lmlab.config import TrainingConfig
 from lmlab.errors import RunError
 from lmlab.files import (
@@ -37,6 +38,10 @@ from lmlab.trainer import Listener, Trainer
 from lmlab.words import one_line
 
 LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the lock for a moment
+SMALLER_STEPS = (
+    "halve batch_size and double gradient_accumulation_steps, which makes the same updates; or set "
+    "activation_checkpointing, or lower max_seq_len"
+)
 ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")
 
 
@@ -66,7 +71,8 @@ def train(
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
-                status = trainer.fit(should_stop=lambda: world.any(signals()))
+                with devices.out_of_memory_as_error(SMALLER_STEPS):
+                    status = trainer.fit(should_stop=lambda: world.any(signals()))
             log.sync()
         except BaseException as error:
             if not world.leads:
@@ -120,6 +126,7 @@ def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
         "hooks": list(config.hooks),
         "config": config.to_dict(),
         "seed": trainer.seed,
+        "decay_steps": trainer.decay_steps,
         "model": facts["model"],
         "fine_tuned_from": facts["fine_tuned_from"],
         "fine_tuning_started_at": facts["fine_tuning_started_at"],
@@ -203,13 +210,15 @@ def held(folder: Path, new: bool) -> Iterator[None]:
         yield
 
 
-def run_before_restart(runs_dir: Path) -> Path | None:
+def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | None:
     """The run in which the processes trained that torchrun has started again; None where they had not begun one.
 
+    run_name: the name that they were given for it, if any; the same rendezvous may have been that of others before.
     A run that saved nothing yet has lost nothing: its folder goes, so that it can begin anew under its name.
     """
     launcher = ranks.launcher()
-    for path in sorted(runs_dir.glob(f"*/{PROCESS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    found = runs_dir.glob(f"{glob.escape(run_name or '') or '*'}/{PROCESS}")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             process = read_json(path)
         except (OSError, ValueError):
@@ -256,7 +265,10 @@ def point_at_best(folder: Path) -> float:
 
 
 def ask_to_stop(folder: Path) -> None:
-    """Ask the process that trains in `folder` to finish its step, save and end. Raises RunError where it cannot be."""
+    """Ask the process that trains in `folder` to finish its step, save and end, once however often this is called.
+
+    Raises RunError where it cannot be asked.
+    """
     try:
         process = read_json(folder / PROCESS)
         pid, host = int(process["pid"]), process["host"]
@@ -266,7 +278,11 @@ def ask_to_stop(folder: Path) -> None:
         raise RunError(f"the run {folder} is trained on {host}, not here; stop it there")
     if pid == os.getpid():
         raise RunError(f"the run {folder} is trained by this very process; interrupt it instead")
+    if process.get("asked_to_stop"):
+        return  # a second signal would end it before it saved
     try:
         os.kill(pid, signal.SIGTERM)
     except OSError as error:
         raise RunError(f"cannot stop process {pid} of the run {folder}: {describe_os_error(error)}") from error
+    with contextlib.suppress(OSError):  # of a folder that may not be written, all is said that can be
+        write_atomic(folder / PROCESS, dump_json({**process, "asked_to_stop": True}))

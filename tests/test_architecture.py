@@ -9,9 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "files", "devices", "gguf_header", "plain_yaml", "problems", "words"},
+    {"errors", "files", "devices", "gguf_header", "plain_yaml", "problems", "ranks", "words"},
     {
-        "ranks",
         "storybook",
         "storybook_grammar",
         "storybook_words",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pty
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_logs import RunWriter
 
 from lmlab import arguments, cli, lab, launching
 
@@ -46,6 +49,19 @@ def test_a_slip_is_answered_with_what_was_probably_meant(
     error = capsys.readouterr().err
     assert status == 2
     assert says in error.splitlines()[-1]
+
+
+def test_flags_before_a_command_count_as_those_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    before = ["--config", "a.yaml", "--data", "text", "--set", "seed=1"]
+    options = arguments.parse([*before, "verify-resume", "--set", "dropout=0"])
+    assert (options.config, options.data, options.set) == ("a.yaml", "text", ["seed=1", "dropout=0"])
+    assert arguments.parse(["--set", "seed=1", "validate-config", "b.yaml"]).set == ["seed=1"]
+    assert arguments.parse(["--max-steps", "9", "validate-config", "b.yaml"]).max_steps == 9
+    assert arguments.parse(["validate-config", "b.yaml", "--max-steps", "9"]).max_steps == 9
+    assert arguments.parse(["--models-dir", "here", "list-runs"]).models_dir == "here"  # for whoever always says so
+    with pytest.raises(SystemExit):
+        arguments.parse(["--config", "a.yaml", "sample", "first"])
+    assert "error: sample knows no --config" in capsys.readouterr().err
 
 
 def test_a_value_that_looks_like_a_command_is_a_value() -> None:
@@ -247,3 +263,37 @@ def test_a_program_run_in_another_ones_interpreter_leaves_it_alive() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.endswith("ended 0\n")
+
+
+def test_a_run_that_does_not_fit_in_memory_is_one_line_with_what_to_change(corpus: Path) -> None:
+    limited = (
+        "import resource, sys\nfrom lmlab import cli\n"
+        "import torch, lmlab.lab\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), resource.RLIM_INFINITY))\n"
+        "cli.program()"
+    )
+    large = ["batch_size=8000", "gradient_accumulation_steps=1", "max_seq_len=256", "checkpoint_cadence=1"]
+    sets = [part for each in large for part in ("--set", each)]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "--data", str(corpus), "--run-name", "large", *sets],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory: halve batch_size and double gradient_acc")
+    assert "Traceback" not in done.stderr
+    assert lab.Run(Path("runs/large")).status == "failed"
+
+
+def test_runs_as_json_are_json_whatever_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunWriter(Path("runs") / "wild")
+    run.start()
+    run.step(1, loss=3.0)
+    run.evaluate(1, math.nan)
+    assert cli.main(["list-runs", "--json"]) == 0
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert row["val_loss"] == "NaN"

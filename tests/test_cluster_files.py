@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from lmlab import lab
+from lmlab.config import parse_override
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM, KUBERNETES = ROOT / "slurm" / "train.sbatch", ROOT / "kubernetes" / "train.yaml"
@@ -144,32 +149,107 @@ def test_bash_and_torchrun_take_what_is_written(text: str):
         assert f"--{name}" in known, name
 
 
-@pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("where", ["slurm", "kubernetes"])
-def test_a_run_that_saved_goes_on_and_another_begins(tmp_path: Path, where: str, saved: bool):
-    """The scripts in bash, with commands that say how they were called in place of torchrun and of Slurm's own."""
+def pod_environment() -> dict[str, str]:
+    (_, job) = resources()
+    (container,) = job["spec"]["template"]["spec"]["containers"]  # type: ignore[index]
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> dict[str, str]:
+    """An environment with commands that say how they were called in place of torchrun and of Slurm's own.
+
+    torchrun runs what stands in `$TORCHRUN_DOES` besides.
+    """
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, does in {
-        "torchrun": 'printf "%s\\n" "$@"',
-        "srun": 'shift; exec "$@"',
+        "torchrun": 'printf "%s\\n" "$@"; env | grep ^TORCH; eval "${TORCHRUN_DOES:-}"',
+        "srun": 'echo "srun $1 $2"; shift 2; exec "$@"',
         "scontrol": "echo node-a; echo node-b",
+        "sleep": "exit 0",
     }.items():
         (commands / name).write_text(f"#!/bin/bash\n{does}\n")
         (commands / name).chmod(0o755)
+    return {
+        "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "32",
+    }  # fmt: skip
+
+
+COMPLETED = """mkdir -p runs/mine; echo '{"event": "run_end", "status": "completed"}' >> runs/mine/log.jsonl"""
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("where", ["slurm", "kubernetes"])
+def test_a_run_that_saved_goes_on_and_another_begins(tmp_path: Path, stubs: dict[str, str], where: str, saved: bool):
     if saved:
         (tmp_path / "runs" / "mine" / "checkpoints" / "step-00000010").mkdir(parents=True)
-    environment = {
-        "PATH": f"{commands}:{os.environ['PATH']}", "RUN": "mine", "CONFIG": "configs/default.yaml",
-        "LMLAB_RUNS_DIR": "runs", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7",
-    }  # fmt: skip
     text = script(SLURM) if where == "slurm" else pod_script()
+    environment = {**(pod_environment() if where == "kubernetes" else {}), **stubs, "RUN": "mine", "SETTINGS": ""}
+    environment |= {"CONFIG": "configs/default.yaml", "TORCHRUN_DOES": COMPLETED, "LMLAB_RUNS_DIR": "runs"}
+    if where == "slurm":  # which looks for runs where lmlab does
+        del environment["LMLAB_RUNS_DIR"]
+        environment["LMLAB_HOME"] = str(tmp_path)
     done = subprocess.run(
         ["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     called = done.stdout.split("\n")
-    after = called[called.index("main.py") + 1 : -1]
-    assert after == (["--resume", "mine"] if saved else ["--config", "configs/default.yaml", "--run-name", "mine"])
+    after = called[called.index("main.py") + 1 :]
+    expected = ["--resume", "mine"] if saved else ["--config", "configs/default.yaml", "--run-name", "mine"]
+    assert after[: len(expected)] == expected
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in after
     assert "--nnodes=2" in called
     if where == "slurm":
+        assert called[0] == "srun --kill-on-bad-exit=1 --cpus-per-task=32"
         assert {"--rdzv-endpoint=node-a:29500", "--rdzv-id=7", "--nproc-per-node=8"} <= set(called)
+
+
+@pytest.mark.parametrize("where", ["slurm", "kubernetes"])
+def test_the_run_that_is_shipped_has_a_window_for_each_gpu(tmp_path: Path, stubs: dict[str, str], where: str):
+    environment = {**(pod_environment() if where == "kubernetes" else {}), **stubs, "LMLAB_RUNS_DIR": "runs"}
+    environment |= {"RUN": "mine", "TORCHRUN_DOES": COMPLETED}
+    text = script(SLURM) if where == "slurm" else pod_script()
+    called = subprocess.run(
+        ["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    n_ranks = 2 * int(next(each for each in called if each.startswith("--nproc-per-node=")).partition("=")[2])
+    sets = [called[i + 1] for i, each in enumerate(called) if each == "--set"]
+    config = lab.read_config(ROOT / called[called.index("--config") + 1], **dict(map(parse_override, sets)))
+    windows = config.batch_size * config.gradient_accumulation_steps
+    shipped = lab.read_config(ROOT / "configs" / "large-model.yaml")
+    assert config.batch_size % n_ranks == 0
+    assert windows == shipped.batch_size * shipped.gradient_accumulation_steps
+
+
+@pytest.mark.parametrize(
+    ("log", "status"), [("completed", 0), ("stopped", 75), ("completed stopped", 75), ("stopped completed", 0)]
+)
+def test_a_pod_is_done_only_when_the_run_is(tmp_path: Path, stubs: dict[str, str], log: str, status: int):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"event": "run_end", "status": each}) for each in log.split()]
+    (folder / "log.jsonl").write_text("\n".join([*lines, ""]))
+    environment = {**pod_environment(), **stubs, "LMLAB_RUNS_DIR": "runs", "RUN": "mine"}
+    done = subprocess.run(
+        ["bash", "-euc", pod_script()], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    failing = {**environment, "TORCHRUN_DOES": "exit 3"}
+    done = subprocess.run(["bash", "-euc", pod_script()], cwd=tmp_path, env=failing, capture_output=True, check=False)
+    assert done.returncode == 3
+
+
+def test_a_pod_hands_the_signal_to_stop_on_and_waits(tmp_path: Path, stubs: dict[str, str]):
+    saves = "trap 'echo saved > saved; exit 0' TERM; echo > ready; while :; do read -t 0.05 <> <(:) || :; done"
+    environment = {**pod_environment(), **stubs, "LMLAB_RUNS_DIR": "runs", "RUN": "mine", "TORCHRUN_DOES": saves}
+    pod = subprocess.Popen(["bash", "-euc", pod_script()], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        pod.terminate()
+        assert pod.wait(60) == 75
+    finally:
+        pod.kill()
+    assert (tmp_path / "saved").exists()

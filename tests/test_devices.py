@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmlab import devices
-from lmlab.errors import UsageError
+from lmlab.errors import RunError
 
 CPU = torch.device("cpu")
 
@@ -95,12 +95,22 @@ def test_peak_is_measured_once_and_moves_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_one_of_several_processes_computes_where_it_can_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo serves processors alone: on Apple's machines several processes train there. None is here: it is pretended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device().type == "mps"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert devices.pick_device().type == "cpu"
+
+
 def test_out_of_memory_is_an_error_with_advice() -> None:
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")):
-        expected = pytest.raises(UsageError, match="out of memory: lower batch_size")
+        expected = pytest.raises(RunError, match="out of memory: lower batch_size")
         with expected, devices.out_of_memory_as_error("lower batch_size"):
             raise error
-    with pytest.raises(UsageError), devices.out_of_memory_as_error("lower batch_size"):
+    with pytest.raises(RunError), devices.out_of_memory_as_error("lower batch_size"):
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="another"), devices.out_of_memory_as_error("lower batch_size"):
         raise RuntimeError("another")

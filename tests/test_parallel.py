@@ -409,6 +409,21 @@ def test_a_rank_killed_while_saving_comes_back_by_itself(pair: Bench, flags: Cal
     assert not list((run.folder / "checkpoints").glob(".*"))
 
 
+def test_a_run_comes_back_with_the_model_of_the_command_line(pair: Bench, flags: Callable[..., list[str]]) -> None:
+    """Its config file names another one, which the flag was stronger than. The plan is what each process takes."""
+    (pair.folder / "other.yaml").write_text("model_name: other\n")
+    config = {**QWEN, "max_steps": 8, "checkpoint_cadence": 3, "eval_cadence": None, "parallel": "fsdp"}
+    given = ["--config", str(pair.folder / "other.yaml"), "--model-name", "tiny-qwen", *flags("renamed", config)]
+    done = torchrun(2, MISHAP, "die-saving", 1, *given, max_restarts=1, timeout=90)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = pair.run("renamed")
+    assert [start["kind"] for start in run.starts] == ["fine-tune", "resumed"]
+    assert {start["config"]["model_name"] for start in run.starts} == {"tiny-qwen"}
+    plans = [line for line in done.stdout.splitlines() if line.startswith("plan: ")]
+    assert len(plans) == 2
+    assert all(" of memory in each of 2 processes, " in line for line in plans)
+
+
 # --- from a notebook --------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -46,15 +46,14 @@ def signalled(process: psutil.Process, number: int) -> bool:
 
 
 @contextlib.contextmanager
-def started(
-    size: int, script: Path, *arguments: object, max_restarts: int = 0, **environment: str
+def agent(
+    flags: Sequence[str], script: Path, *arguments: object, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """`torchrun --nproc-per-node SIZE SCRIPT ...` while the block lasts; what is left of it then is killed."""
+    """`torchrun FLAGS SCRIPT ...` while the block lasts; what is left of it then is killed."""
     logs = tempfile.TemporaryDirectory(prefix="lmlab-ranks-")  # else torchrun makes one, and leaves it
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", f"--log-dir={logs.name}"]
-    command = [sys.executable, *torchrun, f"--max-restarts={max_restarts}", str(script), *map(str, arguments)]
+    torchrun = ["-m", "torch.distributed.run", *flags, f"--log-dir={logs.name}"]
     process = subprocess.Popen(
-        command,
+        [sys.executable, *torchrun, str(script), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -70,6 +69,14 @@ def started(
         process.kill()
         process.communicate()
         logs.cleanup()
+
+
+def started(
+    size: int, script: Path, *arguments: object, max_restarts: int = 0, **environment: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """`agent` with the flags of one machine for SIZE processes."""
+    flags = ["--standalone", f"--nproc-per-node={size}", f"--max-restarts={max_restarts}"]
+    return agent(flags, script, *arguments, **environment)
 
 
 def torchrun(
