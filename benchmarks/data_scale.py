@@ -40,7 +40,7 @@ def serve_tokens(path: Path) -> None:
     from lmlab.tokenizers import CharTokenizer
 
     def work(_: int) -> dict[str, Any]:
-        corpus = lab.load_corpus(path)
+        corpus = lab.load_text(path)
         return {"tokens": len(corpus.encode(CharTokenizer(corpus.characters)))}
 
     serve(work)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmlab import storybook, token_cache
+from lmlab.config import find_file
 from lmlab.errors import DataError, TokenizerError
 from lmlab.files import describe_os_error, sha256_bytes, sha256_file
 from lmlab.tokenizers import SEPARATOR, Ids, Tokenizer
@@ -83,7 +84,8 @@ class LargeCorpus:
         A document longer than a piece is encoded piece by piece, as `cut` says.
         """
         return token_cache.kept_ids(
-            f"{self.content}-{tokenizer.identifier}",
+            # The identifier says nothing of what stands between documents.
+            f"{self.content}-{tokenizer.identifier}-{tokenizer.end_of_text_id}-{tokenizer.begin_of_text_id}",
             tokenizer.vocab_size,
             lambda: tokens(unchanged(self.files, Path(self.path)), tokenizer),
             f"{self.path}: turning {size_of(self.files)} of text into tokens of {tokenizer.identifier}",
@@ -93,13 +95,13 @@ class LargeCorpus:
 def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus | LargeCorpus:
     """The corpus at `data`: a UTF-8 file, a folder of .txt, a .jsonl with a `text` field, or the built-in storybook.
 
-    None or "storybook" is the built-in corpus of 1 MB, "storybook:N" of N characters. large: bytes from which on text
-    stays on disk. Raises DataError naming the file, and the byte or line in it, that cannot be used.
+    None or "storybook" is the built-in corpus of 1 MB, "storybook:N" of N characters; a file of that name is
+    "./storybook". large: bytes from which on text stays on disk. Raises DataError naming the file, and the byte or line
+    in it, that cannot be used.
     """
-    name = STORYBOOK if data is None else str(data)
-    if name.split(":")[0] == STORYBOOK and not Path(name).exists():
-        return load_storybook(name)
-    path = Path(name).expanduser()
+    if data is None or (isinstance(data, str) and data.split(":")[0] == STORYBOOK):
+        return load_storybook(data or STORYBOOK)
+    path = find_file(data)
     try:
         files = stamps(files_of(path))
         if sum(n_bytes for _, n_bytes, _ in files) > large:
@@ -145,8 +147,14 @@ class Piece(NamedTuple):
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a corpus: every .txt below a folder in the order of their names, or `path` itself."""
-    return [file for file in sorted(path.rglob("*.txt")) if file.is_file()] if path.is_dir() else [path]
+    """The files of a corpus: every .txt below a folder in the order of their names, or `path` itself.
+
+    Not hidden ones: editors keep copies in them, and a text must not be trained on and validated on.
+    """
+    if not path.is_dir():
+        return [path]
+    found = [file for file in sorted(path.rglob("*.txt")) if file.is_file()]
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

@@ -51,13 +51,15 @@ class WindowDataset:
     """Windows of `max_seq_len` tokens (inputs) with the token that follows each (targets).
 
     Item i begins at token i. Where the ids end before a window does, it is padded with targets that do not count.
-    Raises DataError where there are not even two tokens.
+    begin_id: of a model that reads any text from such a token on, which stands before each window in place of its last
+    token: the targets are then those that the window itself holds. It is never one. Raises DataError where there are not
+    even two tokens.
     """
 
-    def __init__(self, ids: Ids, max_seq_len: int) -> None:
+    def __init__(self, ids: Ids, max_seq_len: int, begin_id: int | None = None) -> None:
         if len(ids) < 2:
             raise DataError(f"{len(ids)} tokens are too few for a window: there must be 2 or more; give more text")
-        self.ids, self.max_seq_len = ids, max_seq_len
+        self.ids, self.max_seq_len, self.begin_id = ids, max_seq_len, begin_id
 
     def __len__(self) -> int:
         return max(1, len(self.ids) - self.max_seq_len)
@@ -70,17 +72,20 @@ class WindowDataset:
 
     def batch(self, starts_B: npt.NDArray[np.int64]) -> Batch:
         """The windows that begin at `starts_B`, fetched in one gather."""
-        positions_BT = starts_B[:, None] + np.arange(self.max_seq_len + 1)
+        positions_BT = starts_B[:, None] + np.arange(self.max_seq_len + 1) - (self.begin_id is not None)
         beyond_BT = positions_BT >= len(self.ids)
         ids_BT = torch.from_numpy(self.ids[np.where(beyond_BT, 0, positions_BT)].astype(np.int64))
         inputs_BT, targets_BT = ids_BT[:, :-1].clone(), ids_BT[:, 1:].clone()  # no memory in common, even for B = 1
         if beyond_BT.any():
             targets_BT[torch.from_numpy(beyond_BT[:, 1:])] = IGNORED
+        if self.begin_id is not None:
+            inputs_BT[:, 0] = self.begin_id
+            targets_BT[targets_BT == self.begin_id] = IGNORED
         return Batch(inputs_BT, targets_BT, torch.from_numpy(starts_B))
 
     def tiles(self) -> npt.NDArray[np.int64]:
-        """Starts of windows side by side in which every token but the first is a target once."""
-        return np.arange(0, len(self.ids) - 1, self.max_seq_len, dtype=np.int64)
+        """Starts of windows side by side in which every token is a target once, but for the first without a begin_id."""
+        return np.arange(0, len(self.ids) - (self.begin_id is None), self.max_seq_len, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,14 @@ def tree_size(path: Path | str) -> int:
 
 
 def dump_json(value: Any) -> bytes:
-    """`value` as indented JSON with a newline at its end, ready for `write_atomic`. NaN is refused (ValueError)."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """`value` as indented JSON with a newline at its end, ready for `write_atomic`. NaN is refused (ValueError).
+
+    A path whose bytes are no UTF-8 has lone surrogates in it, which JSON can name but UTF-8 cannot hold: then all is ASCII.
+    """
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path | str) -> Any:

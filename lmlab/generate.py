@@ -72,10 +72,11 @@ def choose(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Gener
     Drawn as `torch.multinomial` draws one, by a race: of arrival times with these rates the first wins.
     """
     if settings.temperature < COLDEST:
-        return logits_BV.argmax(dim=-1, keepdim=True)
-    probabilities_BC, ids_BC = candidates(logits_BV, settings)
-    waiting_BC = torch.empty_like(probabilities_BC).exponential_(1.0, generator=generator)
-    most_B1, winner_B1 = (probabilities_BC / waiting_BC).max(dim=-1, keepdim=True)
+        ids_BC, (most_B1, winner_B1) = None, logits_BV.max(dim=-1, keepdim=True)
+    else:
+        probabilities_BC, ids_BC = candidates(logits_BV, settings)
+        waiting_BC = torch.empty_like(probabilities_BC).exponential_(1.0, generator=generator)
+        most_B1, winner_B1 = (probabilities_BC / waiting_BC).max(dim=-1, keepdim=True)
     if bool(most_B1.isnan().any()):
         raise DivergedError(
             "the model's logits are not numbers: its weights are damaged, or training went wrong before"

@@ -5,6 +5,7 @@ Reading `build` from top to bottom is reading the pipeline: text, tokens, window
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 import weakref
@@ -12,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lmlab import devices, loading, parallel, provenance, ranks, storybook
+from lmlab import checkpoint, devices, loading, parallel, provenance, ranks, storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
-from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.errors import ConfigError, RunError, UsageError
 from lmlab.events import now
@@ -68,7 +69,7 @@ def build(
     seed = choose_seed(config, world)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     origin = loading.origin_of(config, models_dir)
-    corpus = load_corpus(data)
+    corpus = load_text(data)
     world.agree("text to train on", corpus.sha256)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
@@ -109,11 +110,6 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     return folder
 
 
-def load_corpus(data: str | Path | None) -> Corpus | LargeCorpus:
-    """The text at `data`, a relative path looked up as every path is; None is the built-in storybook."""
-    return load_text(data if data is None else find_file(data))
-
-
 def load_batches(
     config: TrainingConfig, corpus: Corpus | LargeCorpus, tokenizer: Tokenizer, seed: int, position: int = 0
 ) -> tuple[DataLoader, DataLoader | None, dict[str, Any]]:
@@ -125,13 +121,22 @@ def load_batches(
     ids = corpus.encode(tokenizer)
     train_ids, val_ids = split_corpus(ids, config.train_ratio)
     windows_per_update = config.batch_size * config.gradient_accumulation_steps
-    batches = DataLoader(WindowDataset(train_ids, config.max_seq_len), windows_per_update, seed=seed, position=position)
-    val = DataLoader(WindowDataset(val_ids, config.max_seq_len), config.batch_size) if len(val_ids) > 1 else None
+    begin_id = tokenizer.begin_of_text_id
+    windows = WindowDataset(train_ids, config.max_seq_len, begin_id)
+    batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
+    val = None
+    if len(val_ids) > 1:
+        val = DataLoader(WindowDataset(val_ids, config.max_seq_len, begin_id), config.batch_size)
     if val is None and config.eval_cadence is not None:
         raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
-    floor_total = None
+    floor_total = loss_floor = None
     if corpus.is_storybook and val is not None:
-        floor_total, _ = storybook.floor(tokenizer.decode(val_ids))
+        nats = [-log for log in storybook.log_probability_by_character(tokenizer.decode(val_ids))]
+        counted = val_ids
+        if config.eval_batches is not None:
+            counted = val_ids[: config.eval_batches * config.batch_size * config.max_seq_len + 1]
+        floor_total = math.fsum(nats)
+        loss_floor = math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
     facts = {
         "data": {
             "path": corpus.path,
@@ -139,9 +144,10 @@ def load_batches(
             "n_tokens": len(ids),
             "n_train": len(train_ids),
             "n_val": len(val_ids),
+            "begin_of_text_id": begin_id,
         },
         "floor_total": floor_total,
-        "loss_floor": None if floor_total is None else floor_total / len(val_ids),
+        "loss_floor": loss_floor,  # of what an evaluation counts
     }
     return batches, val, facts
 
@@ -240,9 +246,10 @@ def resume(
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
     """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
     tokenizer = saved.tokenizer()
+    tokenizer.begin_of_text_id = saved.state["data"].get("begin_of_text_id")  # runs of older versions went without it
     position = int(saved.state["data"]["position"])
-    batches, val, _ = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
-    facts = facts_of(saved.state)
+    batches, val, data_facts = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
+    facts = {**facts_of(saved.state), "loss_floor": data_facts["loss_floor"]}
     facts["data"] = {**facts["data"], "path": corpus.path}
     return Trainer.from_checkpoint(
         saved, val_dataloader=val, config=config, train_dataloader=batches, folder=folder, facts=facts
@@ -278,7 +285,7 @@ def branch(
     merged = merge_config(saved, named_fields(read_config(config), overrides), branch=True)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     seed = choose_seed(merged, world)
-    corpus = same_corpus(saved, None) if data is None else load_corpus(data)
+    corpus = same_corpus(saved, None) if data is None else load_text(data)
     world.agree("text to train on", corpus.sha256)
     tokenizer = saved.tokenizer()
     batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
@@ -365,6 +372,7 @@ class Run(Record):
         self.stopped_by, self.was_done = stopped_by, was_done
         self.registered_as: str | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
+        self._held_step = trainer.step if trainer is not None else 0
         whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights
         if whole and trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None
@@ -375,7 +383,10 @@ class Run(Record):
     def load(self, checkpoint_folder: Path | None = None) -> tuple[BaseAdapter, Tokenizer]:
         """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""
         if self._held is not None and checkpoint_folder is None:
-            return self._held
+            steps = checkpoint.steps(self.folder / "checkpoints")
+            if not steps or steps[-1] == self._held_step:
+                return self._held
+            self._held = None  # another process, or a session that ended in an error, went on from it
         saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)
         return loading.load_model_and_tokenizer(saved.folder)
 
@@ -421,7 +432,8 @@ class Run(Record):
         while self.is_running():
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"the run {self.folder} has not ended after {timeout:.0f} s; it may be saving: ask again"
+                    f"the run {self.folder} has not ended after {timeout:.0f} s: a long step, evaluation or save; call "
+                    "stop again to go on waiting"
                 )
             time.sleep(0.05)
         self.refresh()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,12 +17,13 @@ from pathlib import Path
 import torch
 
 from lmlab import plain_yaml
-from lmlab.config import TrainingConfig, find_runs_dir
+from lmlab.config import TrainingConfig, find_file, find_runs_dir
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
 from lmlab.record import LOG, find_run, left_by_launch
+from lmlab.session import disk_errors
 
-START_SECONDS = 120.0
+START_SECONDS = 60.0  # after which a user is told that it takes long
 
 
 def launch(
@@ -41,13 +46,15 @@ def launch(
         raise UsageError(f"processes={processes} cannot train; give 1 or more")
     resolved = read_config(config, **overrides)
     folder = new_run_folder(runs_dir, run_name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     output, logs = left_by_launch(folder)
     environment, torchrun = dict(os.environ), []
     if processes > 1:  # without a place for its files torchrun makes one in the temporary folder, and leaves it
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]
         # else torchrun gives each one thread, whatever the machine has
         environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
     with open(output, "wb") as file:
         process = subprocess.Popen(
             [sys.executable, *torchrun, "-m", "lmlab.cli", *arguments(folder, resolved, data, models_dir)],
@@ -57,8 +64,13 @@ def launch(
             env=environment,
             start_new_session=True,
         )
-    threading.Thread(target=tidy_up_after, args=(process, logs), daemon=True).start()
-    wait_for_start(process, folder, output)
+    try:
+        threading.Thread(target=tidy_up_after, args=(process, logs), daemon=True).start()
+        wait_for_start(process, folder, output)
+    except BaseException:  # an interrupted cell: nobody would hold what it started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        raise
     return Run(folder)
 
 
@@ -67,6 +79,8 @@ def arguments(
 ) -> list[str]:
     """The command line that trains a config in a folder; it names what is not the default."""
     found = ["--run-name", folder.name, "--runs-dir", str(folder.parent.resolve())]
+    if isinstance(data, Path):
+        data = find_file(data).absolute()  # as text, a file `storybook` would be the built-in corpus
     for flag, given in (("--data", data), ("--models-dir", models_dir)):
         found += [] if given is None else [flag, str(given)]
     defaults = TrainingConfig().to_dict()
@@ -82,8 +96,11 @@ def tidy_up_after(process: subprocess.Popen[bytes], logs: Path) -> None:
 
 
 def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:
-    """Wait for the first whole line of the log. Raises RunError with what the process said instead."""
-    deadline = time.monotonic() + START_SECONDS
+    """Wait for the first whole line of the log, however long a large text or model takes until then.
+
+    Raises RunError with what the process said instead.
+    """
+    patience = time.monotonic() + START_SECONDS
     log = folder / LOG
     while not (log.exists() and b"\n" in log.read_bytes()):
         if process.poll() is not None:
@@ -91,8 +108,9 @@ def wait_for_start(process: subprocess.Popen[bytes], folder: Path, output: Path)
             errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
             reason = (errors or said[-1:] or [f"it ended with status {process.returncode}"])[0]
             raise RunError(f"the run {folder.name} did not start: {reason}")
-        if time.monotonic() > deadline:
-            raise RunError(f"the run {folder.name} has not started after {START_SECONDS:.0f} s; see {output}")
+        if time.monotonic() > patience:
+            logging.getLogger("lmlab").warning("the run %s is still getting ready; see %s", folder.name, output)
+            patience = math.inf
         time.sleep(0.05)
 
 

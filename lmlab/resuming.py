@@ -27,6 +27,8 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     verifies. Raises CheckpointError or RunError.
     """
     for path in (find_file(where), runs_dir / where):
+        if path != runs_dir / where and not is_of_a_run(path) and (runs_dir / where).is_dir():
+            continue  # something else that bears the name of a run
         if (path / "checkpoints").is_dir():
             saved, refused = checkpoint.newest(path / "checkpoints")
             return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]
@@ -43,6 +45,11 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     raise CheckpointError(
         f"no checkpoint or run at {where}; give a checkpoint folder, a run folder or an id of list-runs"
     )
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a folder is a run or a checkpoint."""
+    return any((path / name).exists() for name in ("checkpoints", LOG, checkpoint.MANIFEST))
 
 
 def find_together(where: str | Path, runs_dir: Path, world: World) -> tuple[Checkpoint, list[str]]:
@@ -119,7 +126,7 @@ def same_corpus(saved: Checkpoint, data: str | Path | None) -> Corpus | LargeCor
     if not isinstance(facts, dict) or not isinstance(facts.get("path"), str):
         raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it does not say what data it was trained on")
     try:
-        corpus = load_text(find_file(data) if data is not None else facts["path"])
+        corpus = load_text(facts["path"] if data is None else data)
     except DataError as error:
         if data is not None:
             raise

@@ -45,14 +45,16 @@ def write(
 
     Raises TokenizerError where the prompt is empty or has what the vocabulary lacks.
     """
-    ids = torch.from_numpy(tokenizer.encode(prompt)).long()
-    if not len(ids):
+    encoded = tokenizer.encode(prompt)
+    if not len(encoded):
         raise TokenizerError("an empty prompt gives the model nothing to go on from; say at least one character")
+    ids = torch.from_numpy(tokenizer.begun(encoded)).long()
+    before = len(ids) - len(encoded)
     device = next(adapter.parameters()).device
     told = None if on_token is None else lambda next_B1: on_token(tokenizer.decode([int(next_B1[0, 0])]))
     with devices.autocast(devices.resolve_precision(precision, device), device):
         ids_BT = adapter.generate(ids.repeat(n, 1).to(device), settings, on_token=told)
-    return [tokenizer.decode(until_end(row, len(ids), tokenizer.end_of_text_id)) for row in ids_BT.tolist()]
+    return [tokenizer.decode(until_end(row, len(ids), tokenizer.end_of_text_id)[before:]) for row in ids_BT.tolist()]
 
 
 def until_end(row: list[int], n_prompt: int, end_of_text_id: int | None) -> list[int]:

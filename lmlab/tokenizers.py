@@ -29,12 +29,14 @@ class Tokenizer(ABC):
     """Text to ids and back.
 
     identifier: kind, size and content in one word; equal identifiers mean equal ids for every text.
-    end_of_text_id: the id that ends a document, None where the tokenizer has none.
+    end_of_text_id: the id that ends a document, None where the tokenizer has none. begin_of_text_id: the id that it puts
+    before a text, as Gemma's and Llama's do; None where it puts none.
     """
 
     vocab_size: int
     identifier: str
     end_of_text_id: int | None = None
+    begin_of_text_id: int | None = None
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -53,14 +55,19 @@ class Tokenizer(ABC):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(self.encode, texts))
 
+    def begun(self, ids: Ids) -> Ids:
+        """The ids of a text as a model is to read them from its beginning on: after begin-of-text, if there is one."""
+        begin = [] if self.begin_of_text_id is None else [self.begin_of_text_id]
+        return np.concatenate([np.array(begin, dtype=np.int32), ids])
+
     def border(self) -> Ids:
-        """The ids between two documents: end-of-text, or an empty line. Raises TokenizerError."""
+        """The ids between two documents: end-of-text and begin-of-text, or an empty line. Raises TokenizerError."""
         if self.end_of_text_id is None:
             return self.encode(SEPARATOR)
-        return np.array([self.end_of_text_id], dtype=np.int32)
+        return np.array([self.end_of_text_id, *self.begun(np.empty(0, dtype=np.int32))], dtype=np.int32)
 
     def encode_documents(self, documents: Sequence[str]) -> Ids:
-        """The ids of all documents in a row, with end-of-text (or an empty line) between them."""
+        """The ids of all documents in a row, with a border between them."""
         if self.end_of_text_id is None:
             return self.encode(SEPARATOR.join(documents))
         border = self.border()
@@ -220,6 +227,7 @@ class HFTokenizer(Tokenizer):
                     f"{self.folder} holds a tokenizer with ids up to {self.vocab_size - 1:,}: no model has"
                 )
             self.end_of_text_id = self._find_end_of_text()
+            self.begin_of_text_id = self._find_begin_of_text()
             self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
 
     def kind(self) -> str:
@@ -233,6 +241,12 @@ class HFTokenizer(Tokenizer):
             return token
         end = self.inner.eos_token_id
         return int(end) if end is not None else None
+
+    def _find_begin_of_text(self) -> int | None:
+        """What the tokenizer by itself puts before a text; one that ends texts, too, tells nothing of a beginning."""
+        ids = self.inner("", verbose=False)["input_ids"]
+        begins = bool(ids) and ids[0] == self.inner.bos_token_id != self.end_of_text_id
+        return int(ids[0]) if begins else None
 
     def _content(self) -> bytes:
         backend = getattr(self.inner, "backend_tokenizer", None)

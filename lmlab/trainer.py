@@ -310,8 +310,9 @@ class Trainer:
             self.config.sampling_seed,
         )
         with devices.autocast(self.precision, self.device):
-            ids_BT = self.model.generate(ids[None].to(self.device), settings)
-        text = self.tokenizer.decode(ids_BT[0].tolist())
+            begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
+            ids_BT = self.model.generate(begun[None].to(self.device), settings)
+        text = self.tokenizer.decode(ids_BT[0, len(begun) - len(ids) :].tolist())
         self.tell("sample", prompt=prompt, sample_text=text)
         return text
 

@@ -291,3 +291,34 @@ def test_a_run_begun_in_memory_goes_on_from_disk(corpus: Path, tiny: dict[str, o
     assert facts["data"] == trainer.facts["data"]
     for one, other, _ in zip(batches, trainer.train_dataloader or (), range(5), strict=False):
         assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_tokenizers_that_end_documents_with_other_tokens_keep_other_ids(tmp_path: Path) -> None:
+    """Of one vocabulary: a base model and its chat model may differ in just that."""
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"the text of {name}")
+    corpus, whole = large(tmp_path / "texts"), small(tmp_path / "texts")
+    one, other = (tokenizer_ending_in(tmp_path / end, f"<|{end}|>") for end in ("one", "two"))
+    assert one.identifier == other.identifier
+    assert one.end_of_text_id != other.end_of_text_id
+    for tokenizer in (one, other):
+        assert corpus.encode(tokenizer).tolist() == whole.encode(tokenizer).tolist()
+
+
+def tokenizer_ending_in(folder: Path, end: str) -> HFTokenizer:
+    """A tokenizer with two tokens that could end documents, of which its settings name one."""
+    from tokenizers import Tokenizer as Backend
+
+    tiny_models.write_tokenizer(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("<|endoftext|>", "<|one|>"), "utf-8")
+    backend = Backend.from_file(str(path))
+    backend.add_special_tokens(["<|one|>", "<|two|>"])
+    backend.save(str(path))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end})
+    )
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    return HFTokenizer(folder)

@@ -103,10 +103,8 @@ def test_folders_without_text_and_bad_files_in_folders_are_named(tmp_path: Path)
         load_text(tmp_path / "folder.jsonl")
 
 
-@pytest.mark.parametrize("name", ["storybook:", "storybook:0", "storybook:-5", "storybook:1e6", "storybook:²"])
+@pytest.mark.parametrize("name", ["storybook:0", "storybook:-5", "storybook:1e6", "storybook:²"])
 def test_a_size_of_the_storybook_is_a_number(name: str) -> None:
-    if name == "storybook:":
-        return  # the size may be left out, see below
     with pytest.raises(DataError, match="is no size of the storybook"):
         load_text(name)
 
@@ -121,6 +119,26 @@ def test_the_storybook_is_the_default_and_the_same_every_time() -> None:
     assert default.path == "storybook"
     assert default.sha256 == load_text("storybook").sha256
     assert default.text.startswith(small.text.rstrip("\n"))
+    assert load_text("storybook:").sha256 == default.sha256
+
+
+def test_a_folder_called_storybook_is_read_only_where_it_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "storybook").mkdir()
+    (tmp_path / "storybook" / "one.txt").write_text("mine")
+    assert load_text(None).is_storybook
+    assert load_text("storybook").is_storybook
+    for where in ("./storybook", Path("storybook"), str(tmp_path / "storybook")):
+        assert load_text(where).documents == ["mine"]
+
+
+def test_hidden_copies_of_a_text_are_no_documents(tmp_path: Path) -> None:
+    """As JupyterLab keeps them: the text to validate on would be trained on."""
+    for name in ("a.txt", "z.txt", ".ipynb_checkpoints/z-checkpoint.txt", "._a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text of {Path(name).name[0]}")
+    assert load_text(tmp_path).documents == ["text of a", "text of z"]
+    hidden = tmp_path / ".ipynb_checkpoints"
+    assert load_text(hidden).documents == ["text of z"]  # it was asked for
 
 
 # --- windows --------------------------------------------------------------------------------------------------------

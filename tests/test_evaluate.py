@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from tiny_config import TINY
 
-from lmlab import lab
+from lmlab import lab, storybook
 from lmlab.adapters.custom import CustomTransformerAdapter
-from lmlab.data import DataLoader, WindowDataset
+from lmlab.data import DataLoader, WindowDataset, load_text
 from lmlab.evaluate import Evaluation, count_bytes, evaluate, losses_by_position, token_losses
 from lmlab.tokenizers import CharTokenizer, HFTokenizer
 from lmlab.transformer import Transformer
@@ -122,6 +123,21 @@ def test_losses_by_token_and_position_add_up_to_the_whole() -> None:
     counts = torch.tensor([11, 11] + [10] * 6)
     assert float((by_position * counts).sum()) == pytest.approx(total_by_hand(model, tokens, 8), rel=1e-5)
     assert torch.allclose(by_position[2:], torch.cat(losses)[:10].mean(dim=0)[2:].double(), atol=1e-5)
+
+
+# --- the floor ----------------------------------------------------------------------------------------------------
+
+
+def test_the_floor_is_that_of_the_tokens_that_an_evaluation_counts() -> None:
+    config = {**TINY, "batch_size": 4, "max_seq_len": 16, "eval_cadence": 3, "eval_batches": 5, "train_ratio": 0.5}
+    run = lab.run(config, "storybook:20000", run_name="r-1", listeners=[])
+    text = load_text("storybook:20000").text
+    nats = [-log for log in storybook.log_probability_by_character(text[int(len(text) * 0.5) :])]
+    counted = nats[: 5 * 4 * 16 + 1]
+    assert run.loss_floor == pytest.approx(sum(counted) / len(counted), rel=1e-9)
+    whole = lab.resume("r-1", listeners=[], max_steps=7, eval_batches=None)
+    assert whole.loss_floor == pytest.approx(sum(nats) / len(nats), rel=1e-9)
+    assert abs(whole.loss_floor - run.loss_floor) > 1e-3
 
 
 # --- leaks ----------------------------------------------------------------------------------------------------------

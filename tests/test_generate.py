@@ -109,11 +109,12 @@ def test_of_tokens_that_tie_as_many_are_drawn_as_were_asked_for() -> None:
     assert drawn.unique().numel() == 2
 
 
-def test_logits_that_are_not_numbers_are_refused() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_refused(temperature: float) -> None:
     logits_BV = torch.zeros(3, 5)
     logits_BV[1, 2] = math.nan
     with pytest.raises(DivergedError, match="logits are not numbers"):
-        choose(logits_BV, SamplingSettings(1), None)
+        choose(logits_BV, SamplingSettings(1, temperature), None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

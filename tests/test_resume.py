@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,6 +312,32 @@ def test_a_checkpoint_a_run_folder_and_a_run_id_all_lead_on(
     resumed = lab.resume(where[named], listeners=[], max_steps=7)
     assert resumed.folder.resolve() == run
     assert [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"] == list(range(1, 8))
+
+
+def test_a_folder_that_bears_the_name_of_a_run_does_not_hide_it(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "r-1").mkdir()  # the texts, say
+    assert lab.resume("r-1", listeners=[], max_steps=7).folder == run
+    shutil.rmtree(tmp_path / "r-1")
+    (tmp_path / "r-1").write_text("or a file")
+    assert lab.resume("r-1", listeners=[], max_steps=8).step == 8
+
+
+def test_a_run_whose_data_has_no_name_in_utf8_is_saved_and_goes_on(corpus: Path, tmp_path: Path) -> None:
+    data = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(corpus, data)
+    run = lab.run(TINY, data, run_name="r-2", listeners=[])
+    assert run.newest_checkpoint is not None
+    assert lab.resume("r-2", listeners=[], max_steps=7).step == 7
+
+
+def test_a_run_that_others_went_on_with_gives_its_newest_model(run: Path, corpus: Path) -> None:
+    held = lab.run(TINY, corpus, run_name="r-2", listeners=[])
+    before = held.load()[0].model.embedding.weight.clone()
+    assert torch.equal(held.load()[0].model.embedding.weight, before)
+    lab.resume("r-2", listeners=[], max_steps=9)
+    newest = lab.Run(held.folder).load()[0].model.embedding.weight
+    assert not torch.equal(newest, before)
+    assert torch.equal(held.load()[0].model.embedding.weight, newest)
 
 
 def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_start_says_all_that_is_needed_to_do_it_again(corpus: Path) -> None:
     n_tokens = len(text)
     assert start["data"] == {
         "path": str(corpus), "sha256": files.sha256_bytes(text.encode()), "n_tokens": n_tokens,
-        "n_train": int(n_tokens * 0.95), "n_val": n_tokens - int(n_tokens * 0.95),
+        "n_train": int(n_tokens * 0.95), "n_val": n_tokens - int(n_tokens * 0.95), "begin_of_text_id": None,
     }  # fmt: skip
     assert start["tokenizer"].startswith(f"char-{len(set(text))}-")
     assert start["loss_floor"] is None
