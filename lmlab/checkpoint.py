@@ -60,8 +60,11 @@ class Checkpoint:
         return Tensors(shards or [self.folder / f"{part}.safetensors"])
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the run was trained with. Raises TokenizerError."""
-        return Tokenizer.load(self.folder / "tokenizer")
+        """The tokenizer that the run was trained with, as it was used there. Raises TokenizerError."""
+        tokenizer = Tokenizer.load(self.folder / "tokenizer")
+        data = self.state.get("data")  # older versions went without a begin-of-text
+        tokenizer.begin_of_text_id = data.get("begin_of_text_id") if isinstance(data, dict) else None
+        return tokenizer
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -214,11 +217,19 @@ def errors_named(folder: Path) -> Iterator[None]:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The size in bytes and sha256 of every file below a folder, but for the manifest itself."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    return plain_manifest(
-        {path.relative_to(folder).as_posix(): (path.stat().st_size, sha256_file(path)) for path in files}
-    )
+    """The size in bytes and sha256 of every file below a folder, but for the manifest itself and hidden ones."""
+    names = sorted(name for name in files_below(folder) if not is_hidden(name))
+    return plain_manifest({name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in names})
+
+
+def files_below(folder: Path) -> set[str]:
+    """The files of a checkpoint but for its manifest, by their paths from its folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path is one that JupyterLab or a file manager leaves in a folder that somebody looked into."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def plain_manifest(listed: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
@@ -227,12 +238,15 @@ def plain_manifest(listed: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
 
 
 def verify(folder: Path | str) -> None:
-    """Compare every file with the manifest. Raises CheckpointError naming the first that is missing or differs."""
+    """Compare every file with the manifest. Raises CheckpointError naming the first that is missing or differs.
+
+    Hidden files that it does not list are nobody's business: nothing reads them.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    found = {name for name in files_below(folder) if name in listed or not is_hidden(name)}
     for name in sorted(listed.keys() | found):
         if name not in listed:
             raise CheckpointError(f"{folder / name} is not in the checkpoint's manifest; remove it, or use another one")

@@ -17,7 +17,7 @@ from lmlab.adapters.base import BaseAdapter
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.devices import autocast
 from lmlab.ranks import ALONE, World
-from lmlab.tokenizers import Tokenizer
+from lmlab.tokenizers import SEPARATOR, Tokenizer
 
 DECODED_AT_ONCE = 1 << 20  # tokens
 LEAK_NATS = 20.0  # a total this far below the entropy of the text cannot be luck: e^-20 is one in 500 million
@@ -57,17 +57,21 @@ def batches_of(loader: DataLoader, max_batches: int | None) -> list[Batch] | ite
 
 
 def count_bytes(loader: DataLoader, tokenizer: Tokenizer | None, max_batches: int | None) -> int:
-    """UTF-8 bytes of the targets that an evaluation counts; without a tokenizer, one byte a token.
+    """UTF-8 bytes of the text of the targets that an evaluation counts; without a tokenizer, one byte a token.
 
+    A token that ends a document counts as the empty line in whose place it stands, and one that begins a text as nothing.
     They are decoded a million at a time, so that a long split needs no memory; where a border parts the tokens of one
     character, it counts a few bytes too many.
     """
     counted = (batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches_of(loader, max_batches))
     if tokenizer is None:
         return sum(map(len, counted))
+    end, begin = (-1 if mark is None else mark for mark in (tokenizer.end_of_text_id, tokenizer.begin_of_text_id))
     n_bytes, at_once = 0, max(1, DECODED_AT_ONCE // (loader.batch_size * loader.dataset.max_seq_len))
     while group := list(itertools.islice(counted, at_once)):
-        n_bytes += len(tokenizer.decode(torch.cat(group).numpy()).encode("utf-8", "replace"))
+        ids = torch.cat(group)
+        n_bytes += len(SEPARATOR) * int((ids == end).sum())
+        n_bytes += len(tokenizer.decode(ids[(ids != end) & (ids != begin)].numpy()).encode("utf-8", "replace"))
     return n_bytes
 
 

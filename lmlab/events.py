@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import RunError
-from lmlab.files import describe_os_error, sync_folder, write_atomic
+from lmlab.files import describe_os_error, sync_descriptor, sync_folder, write_atomic
 
 Event = dict[str, Any]
 
@@ -81,7 +81,7 @@ class EventLog:
     def sync(self) -> None:
         """Force to the disk what was appended: a checkpoint that outlives a power loss finds its steps in the log."""
         try:
-            os.fsync(self._descriptor)
+            sync_descriptor(self._descriptor)
         except OSError as error:
             raise self._failure(error) from error
 

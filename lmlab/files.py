@@ -18,6 +18,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
 CHUNK = 1 << 20
 
@@ -27,11 +32,21 @@ def temporary_sibling(path: Path) -> Path:
     return path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def sync_descriptor(descriptor: int) -> None:
+    """Force what is open to the disk itself: macOS leaves it to another call to empty the drive's cache. Raises OSError."""
+    flush = getattr(fcntl, "F_FULLFSYNC", None)
+    if flush is not None:
+        with contextlib.suppress(OSError):  # not every file system there knows it
+            fcntl.fcntl(descriptor, flush)
+            return
+    os.fsync(descriptor)
+
+
 def sync(path: Path) -> None:
     """Force a file's or a folder's content to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 
@@ -59,7 +74,7 @@ def write_atomic(path: Path | str, data: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -100,11 +115,21 @@ def move_folder(source: Path | str, target: Path | str) -> None:
 
     Raises FileExistsError if `target` exists, and OSError; the source stays where it was then.
     """
-    source, target = Path(source), Path(target)
-    for folder, _, names in os.walk(source, topdown=False):
+    sync_tree(source)
+    rename_folder(source, target)
+
+
+def sync_tree(path: Path | str) -> None:
+    """Force every file below a folder to the disk, then the folders. Raises OSError."""
+    for folder, _, names in os.walk(path, topdown=False):
         for name in sorted(names):
             sync(Path(folder) / name)
         sync_folder(Path(folder))
+
+
+def rename_folder(source: Path | str, target: Path | str) -> None:
+    """The end of `move_folder`, for a source that `sync_tree` has synced. Raises FileExistsError, OSError."""
+    source, target = Path(source), Path(target)
     if os.path.lexists(target):  # rename would silently replace an empty folder
         raise FileExistsError(errno.EEXIST, "exists already", str(target))
     os.rename(source, target)
@@ -186,6 +211,13 @@ def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
         yield
     finally:
         holder.release()
+
+
+def stays_in(folder: Path, path: Path) -> bool:
+    """Whether a path, all links followed, is in a folder, or in the cache of the hub's client that the folder belongs to."""
+    real, home = path.resolve(), folder.resolve()
+    cached = home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs"
+    return cached or real.is_relative_to(home)
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -70,12 +70,22 @@ def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Op
     """AdamW over the trainable parameters (Loshchilov and Hutter 2019), weight decay on matrices alone.
 
     `optimizer: muon` gives the hidden matrices to Muon (Jordan 2024, scaled to AdamW's step as in Liu et al. 2025) and
-    the rest (embeddings, head, vectors) to AdamW.
+    the rest (embeddings, positions, head, vectors) to AdamW.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.optimizer == "muon":
-        return MuonWithAdamW(named, config)
-    return adamw([p for _, p in named], config)
+        return MuonWithAdamW(model, config)
+    return adamw([p for p in model.parameters() if p.requires_grad], config)
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable weights of a model's linear layers but for its head's, which may be its embedding's."""
+    modules = list(model.modules())
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)  # of transformers
+    head = find_head()
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding) or module is head}
+    linear = [m for m in modules if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]  # so GPT-2's are called
+    held = {id(module.weight) for module in linear} - tables
+    return [p for p in model.parameters() if id(p) in held and p.dim() == 2 and p.requires_grad]
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
@@ -92,13 +102,12 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.o
 class MuonWithAdamW(Direct):
     """Muon for hidden matrices and AdamW for all else, behind one face."""
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], config: TrainingConfig) -> None:
-        matrices = [
-            p for name, p in named if p.dim() == 2 and not any(word in name for word in ("embed", "head", "wte"))
-        ]
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        matrices = hidden_matrices(model)
         held = {id(p) for p in matrices}
-        others = [p for _, p in named if id(p) not in held]
-        super().__init__([p for _, p in named], {"lr": config.learning_rate})
+        others = [p for p in parameters if id(p) not in held]
+        super().__init__(parameters, {"lr": config.learning_rate})
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             self.optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
@@ -168,6 +177,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         owner = next((o for o in parts(optimizer) if parameter is not None and holds(o, parameter)), None)
         if parameter is None or owner is None:
             raise ValueError(f"tensor {full_name} belongs to no trained parameter")
+        if isinstance(owner, Muon) != (key == "momentum_buffer"):  # older versions gave Muon other matrices, too
+            raise ValueError(f"tensor {full_name} is not of {type(owner).__name__}, which updates {name} now")
         shape = tensors.shape(full_name) if isinstance(tensors, Tensors) else list(tensors[full_name].shape)
         if shape and shape != list(parameter.shape):
             raise ValueError(f"tensor {full_name} has shape {shape}, not {list(parameter.shape)}")

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab import gguf_header, plain_yaml
 from lmlab.errors import CheckpointError, HubError, TokenizerError
-from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
+from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
 from lmlab.registry import FILE_NAME
 from lmlab.words import one_line
 
@@ -110,11 +111,11 @@ def refuse_link_away(folder: Path, name: str) -> None:
 
     Else a folder from somebody else could bring any file of this machine into a model, to be published with it.
     """
-    real, home = (folder / name).resolve(), folder.resolve()
-    if not (
-        real.is_relative_to(home) or (home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs")
-    ):
-        raise HubError(f"{name} of the folder {folder} is a link to {real}, outside of it; put the file itself there")
+    path = folder / name
+    if not stays_in(folder, path):
+        raise HubError(
+            f"{name} of the folder {folder} is a link to {path.resolve()}, outside of it; put the file itself there"
+        )
 
 
 def license_of(folder: Path) -> str | None:
@@ -227,10 +228,10 @@ def make_tiny_qwen(target: Path) -> None:
 def disarm(folder: Path) -> list[str]:
     """Take out of the JSON files what makes transformers run code or read elsewhere. Returns the files changed."""
     from lmlab.adapters.pretrained import harmless
-    from lmlab.tokenizers import without_paths
+    from lmlab.tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 
     changed = []
-    for name in (CONFIG, "generation_config.json", "tokenizer_config.json"):
+    for name in (CONFIG, "generation_config.json", "tokenizer_config.json", SPECIAL_TOKENS_MAP):
         path = folder / name
         if path.exists():
             try:
@@ -238,8 +239,10 @@ def disarm(folder: Path) -> list[str]:
             except (ValueError, RecursionError) as error:
                 raise HubError(f"{name} is no JSON; choose another model or revision") from error
             safe = harmless(values)
-            if name == "tokenizer_config.json" and isinstance(safe, dict):
+            if name == "tokenizer_config.json":
                 safe = without_paths(safe)
+            if name == SPECIAL_TOKENS_MAP and isinstance(safe, dict):
+                safe = special_tokens(safe)
             if safe != values:
                 write_atomic(path, (json.dumps(safe, indent=2, ensure_ascii=False) + "\n").encode())  # Infinity, too
                 changed.append(name)
@@ -303,11 +306,16 @@ def try_forward(adapter: BaseAdapter, what: str) -> None:
 def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
     """What a user should know of a folder's tokenizer: that it has ids which an embedding of so many rows lacks.
 
-    Raises TokenizerError where there is one that cannot be loaded.
+    Raises TokenizerError where there is one that cannot be loaded or saved.
     """
     from lmlab.tokenizers import Tokenizer
 
-    n_tokens = Tokenizer.load(folder).vocab_size if has_tokenizer(folder) else 0
+    if not has_tokenizer(folder):
+        return []
+    tokenizer = Tokenizer.load(folder)
+    with tempfile.TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
+        tokenizer.save(Path(trial))  # as every checkpoint will
+    n_tokens = tokenizer.vocab_size
     if n_tokens <= n_rows:
         return []
     return [

@@ -30,7 +30,9 @@ from lmlab.files import (
     move_folder,
     read_json,
     remove_tree,
+    rename_folder,
     sha256_file,
+    sync_tree,
     tree_size,
     write_atomic,
 )
@@ -222,10 +224,14 @@ class Registry:
         Raises RegistryError where name or folder is taken; `staged` stays where it is then.
         """
         target = self.models_dir / entry.local_path
+        try:
+            sync_tree(staged)  # before the lock, because it takes long
+        except OSError as error:
+            raise RegistryError(f"cannot write {staged}: {describe_os_error(error)}; check the disk") from error
         with self._writing() as models:
             self._refuse_taken(entry.model_name, models)
             try:
-                move_folder(staged, target)
+                rename_folder(staged, target)
             except FileExistsError as error:
                 raise RegistryError(
                     f"the folder {target} exists but is not registered; move it away, then try again: import-model reads "

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmlab.errors import TokenizerError
-from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, write_atomic
+from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, stays_in, write_atomic
 
 Ids = npt.NDArray[np.integer[Any]]  # int32 from a tokenizer; narrower where they are kept
 CHAR_FILE = "char_tokenizer.json"
@@ -57,22 +57,24 @@ class Tokenizer(ABC):
 
     def begun(self, ids: Ids) -> Ids:
         """The ids of a text as a model is to read them from its beginning on: after begin-of-text, if there is one."""
-        begin = [] if self.begin_of_text_id is None else [self.begin_of_text_id]
-        return np.concatenate([np.array(begin, dtype=np.int32), ids])
+        if self.begin_of_text_id is None or (len(ids) and ids[0] == self.begin_of_text_id):
+            return ids  # some write it themselves
+        return np.concatenate([np.array([self.begin_of_text_id], dtype=np.int32), ids])
 
     def border(self) -> Ids:
-        """The ids between two documents: end-of-text and begin-of-text, or an empty line. Raises TokenizerError."""
+        """The ids between two documents: end-of-text, or an empty line. Raises TokenizerError."""
         if self.end_of_text_id is None:
             return self.encode(SEPARATOR)
-        return np.array([self.end_of_text_id, *self.begun(np.empty(0, dtype=np.int32))], dtype=np.int32)
+        return np.array([self.end_of_text_id], dtype=np.int32)
 
     def encode_documents(self, documents: Sequence[str]) -> Ids:
-        """The ids of all documents in a row, with a border between them."""
+        """The ids of all documents in a row, with a border between them; each further one begins as texts do."""
         if self.end_of_text_id is None:
             return self.encode(SEPARATOR.join(documents))
-        border = self.border()
-        parts = [part for document in documents for part in (self.encode(document), border)]
-        return np.concatenate(parts[:-1]) if parts else np.empty(0, dtype=np.int32)
+        parts = [self.encode(document) for document in documents[:1]]
+        for document in documents[1:]:
+            parts += [self.border(), self.begun(self.encode(document))]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     @staticmethod
     def load(folder: Path | str) -> Tokenizer:
@@ -106,6 +108,7 @@ class CharTokenizer(Tokenizer):
     def from_folder(cls, folder: Path) -> Self:
         """The tokenizer that `save` wrote. Raises TokenizerError naming the file."""
         path = folder / CHAR_FILE
+        refuse_links_away(folder)
         try:
             values = read_json(path)
         except OSError as error:
@@ -147,14 +150,21 @@ class CharTokenizer(Tokenizer):
         write_atomic(folder / CHAR_FILE, dump_json({"type": "char", "characters": self.characters}))
 
 
-READ_BY_NAME = re.compile(r".*_(file|spm|path)|vocab|merges")  # settings that transformers opens as a file
+READ_BY_NAME = re.compile(r".*_(files?|spm|path|dir)|(.*_)?vocab|merges")  # settings that transformers opens as a file
+NEVER_OPENED = ("name_or_path", "_name_or_path")  # where its author had it, written over when it is loaded
+# Settings that transformers hands on to constructors and readers unseen, or that name another config to read.
+GIVEN_ON = ("init_inputs", "gguf_file", "configuration_files")
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"  # all of it becomes arguments of the tokenizer
+SPECIAL_TOKEN = re.compile(r"\w+_token|(additional|extra)_special_tokens")
+TEMPLATES = "additional_chat_templates"
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 MOST_TOKENS = 1 << 24  # far above any vocabulary: what counts up to the largest id would not end
 
 
 def refuse_hostile(folder: Path) -> None:
-    """Raise TokenizerError where a folder's JSON would have transformers run code, or read or write elsewhere."""
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+    """Raise TokenizerError where a folder would have transformers run code, or read or write elsewhere."""
+    refuse_links_away(folder)
+    for path in (folder / "config.json", folder / "tokenizer_config.json", folder / SPECIAL_TOKENS_MAP):
         try:
             values = read_json(path) if path.exists() else {}
         except OSError as error:
@@ -165,45 +175,98 @@ def refuse_hostile(folder: Path) -> None:
             raise TokenizerError(f"{path} is damaged: it holds no object")
         if "auto_map" in values:
             raise TokenizerError(f"{path} names code of its own (auto_map), and none is run; use another tokenizer")
-        for key, value in values.items():
-            if READ_BY_NAME.fullmatch(key) and isinstance(value, str) and leads_outside(value, folder):
-                raise TokenizerError(f"{path} reads {value!r}, which is not of its folder; take {key} out of it")
-        for name in template_names(values.get("chat_template")):
+        for key in values if path.name == SPECIAL_TOKENS_MAP else ():
+            if not SPECIAL_TOKEN.fullmatch(key):
+                raise TokenizerError(f"{path} sets {key!r}, which is no special token; take it out")
+        for key in GIVEN_ON:
+            if values.get(key):
+                raise TokenizerError(f"{path} sets {key}, with which a tokenizer can read any file; take it out")
+        for key, value in reads_outside(values, folder):
+            raise TokenizerError(f"{path} reads {value!r}, which is not of its folder; take {key} out of it")
+        for name, template in chat_templates(values.get("chat_template")):
             if not TEMPLATE_NAME.fullmatch(name):
                 raise TokenizerError(
                     f"{path} has a chat template of the name {name!r}, which is no plain name; rename it"
                 )
+            if not isinstance(template, str):
+                raise TokenizerError(f"{path} has a chat template {name!r} that is no text; take it out")
 
 
-def without_paths(values: dict[str, Any]) -> dict[str, Any]:
+def refuse_links_away(folder: Path) -> None:
+    """Raise TokenizerError where a file that could be a tokenizer's is a link out of its folder: saving would copy it."""
+    for path in (*folder.iterdir(), *(folder / TEMPLATES).glob("*")):
+        if path.suffix != ".safetensors" and path.exists() and not stays_in(folder, path):
+            raise TokenizerError(
+                f"{path} is a link to {path.resolve()}, outside of its folder; put the file itself there"
+            )
+
+
+def reads_outside(value: Any, folder: Path, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings, at every depth, that transformers could open as a file which is not of the folder, with their keys."""
+    opened = READ_BY_NAME.fullmatch(key) is not None and key not in NEVER_OPENED
+    if isinstance(value, dict) and not opened:  # else a vocabulary, whose keys are tokens
+        for name, item in value.items():
+            yield from reads_outside(item, folder, name)
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, int):
+                yield from reads_outside(item, folder, key)
+    elif isinstance(value, str) and key not in NEVER_OPENED:
+        if (opened or os.sep in value) and leads_outside(value, folder, folders=opened):
+            yield key, value
+    elif opened and isinstance(value, int) and not isinstance(value, bool):  # opens what this process has open
+        yield key, value
+
+
+def without_paths(value: Any) -> Any:
     """A tokenizer's settings without those that transformers opens as a file; what it needs it finds by its usual name."""
-    return {key: value for key, value in values.items() if not (READ_BY_NAME.fullmatch(key) and isinstance(value, str))}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: item if READ_BY_NAME.fullmatch(key) else without_paths(item)
+        for key, item in value.items()
+        if key not in GIVEN_ON and not (READ_BY_NAME.fullmatch(key) and isinstance(item, str | int | list))
+    }
 
 
-def leads_outside(value: str, folder: Path) -> bool:
-    """Whether a text names something that exists, and not in the folder. Paths of its author's machine name nothing."""
+def special_tokens(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a `special_tokens_map.json` names special tokens."""
+    return {key: value for key, value in values.items() if SPECIAL_TOKEN.fullmatch(key)}
+
+
+def leads_outside(value: str, folder: Path, *, folders: bool) -> bool:
+    """Whether a text names a file (or a folder) that exists, seen from here or from `folder`, and is not in that.
+
+    Paths of its author's machine name nothing.
+    """
     try:
-        return os.path.lexists(value) and not Path(value).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError):  # no file can have this name
+        named = [Path(path) for path in (value, f"{folder}{os.sep}{value}") if value and os.path.lexists(path)]
+        return any((folders or not path.is_dir()) and not stays_in(folder, path) for path in named)
+    except (OSError, ValueError, RuntimeError):  # no file can have this name, or a link leads in circles
         return False
 
 
-def template_names(templates: Any) -> list[str]:
-    """The names of a tokenizer's chat templates; each becomes the name of a file where the tokenizer is saved."""
+def chat_templates(templates: Any) -> Iterator[tuple[str, Any]]:
+    """A tokenizer's named chat templates; each name becomes that of a file where the tokenizer is saved."""
     if isinstance(templates, dict):
-        return [str(name) for name in templates]
-    entries = templates if isinstance(templates, list) else []
-    return [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+        yield from templates.items()
+    for entry in templates if isinstance(templates, list) else ():
+        if isinstance(entry, dict):
+            yield str(entry.get("name")), entry.get("template")
 
 
 @contextlib.contextmanager
-def library_errors(what: str) -> Iterator[None]:
+def library_errors(what: str, *passed: type[Exception]) -> Iterator[None]:
     """Turn whatever the libraries make of a bad tokenizer into a TokenizerError; a panic of theirs is no Exception."""
     try:
         yield
     except (TokenizerError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        if isinstance(error, passed):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TokenizerError(f"{what}: {reason[:200]}") from error
 
@@ -277,5 +340,6 @@ class HFTokenizer(Tokenizer):
         return str(self.inner.decode(values, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into an existing folder. Raises OSError."""
-        self.inner.save_pretrained(str(folder))
+        """Write the tokenizer's files into an existing folder. Raises OSError, TokenizerError on what cannot be written."""
+        with library_errors(f"the tokenizer of {self.folder} cannot be saved", OSError):
+            self.inner.save_pretrained(str(folder))

@@ -195,6 +195,21 @@ def test_a_disk_that_is_full_at_any_moment_is_one_line_and_costs_nothing(
         raise AssertionError("the save never ended")
 
 
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._state.json", ".ipynb_checkpoints/state-checkpoint.json", "tokenizer/.DS_Store"]
+)
+def test_hidden_files_that_programs_leave_are_no_damage(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "step-00000003")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("left by a program")
+    assert checkpoint.load(folder).step == 3
+    assert name not in checkpoint.manifest(folder)["files"]
+    listed = checkpoint.manifest(folder)["files"] | {name: {"size": 17, "sha256": "0" * 64}}
+    (folder / "manifest.json").write_bytes(files.dump_json({"version": 1, "files": listed}))
+    with pytest.raises(CheckpointError, match="is damaged"):  # what the manifest lists is checked
+        checkpoint.load(folder)
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 

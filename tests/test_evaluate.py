@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from tiny_config import TINY
 
+import lmlab.evaluate as evaluate_module
 from lmlab import lab, storybook
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.data import DataLoader, WindowDataset, load_text
@@ -110,6 +111,27 @@ def test_bits_per_byte_are_the_same_measure_for_every_tokenizer(tmp_path: Path) 
         assert n_bytes == len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
         bits = evaluate(model, loader, n_bytes=n_bytes, device=CPU).bits_per_byte
         assert bits == pytest.approx((len(tokens) - 1) * math.log2(tokenizer.vocab_size) / n_bytes, rel=1e-4)
+
+
+def test_bits_per_byte_count_a_border_between_documents_as_an_empty_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tokenizer of characters has it in its text, so that the two stay comparable."""
+    tiny_models.write_tokenizer(tmp_path)
+    documents = [f"the boat {'went over the sea ' * (n % 5)}naïve 😀" for n in range(60)]
+    tokenizer, characters = HFTokenizer(tmp_path), CharTokenizer.from_text("".join(documents) + "\n")
+    text = "\n\n".join(documents)
+    for at_once in (evaluate_module.DECODED_AT_ONCE, 64):
+        monkeypatch.setattr(evaluate_module, "DECODED_AT_ONCE", at_once)
+        for each in (tokenizer, characters):
+            tokens = each.encode_documents(documents)
+            n_bytes = count_bytes(DataLoader(WindowDataset(tokens, 8), 4), each, None)
+            more = n_bytes - len(text.encode()) + len(each.decode(tokens[:1]).encode())  # the first token is no target
+            assert more == 0 or (at_once == 64 and each is tokenizer and 0 < more < 100)  # characters that are parted
+    tokenizer.begin_of_text_id = int(tokenizer.encode("a")[0])  # as Llama's, whose documents each begin with one
+    tokens = tokenizer.encode_documents(["b", "b", "b"])
+    assert len(tokens) == 3 + 2 * 2
+    assert count_bytes(DataLoader(WindowDataset(tokens, 6), 1), tokenizer, None) == len("\n\nb\n\nb")
 
 
 def test_losses_by_token_and_position_add_up_to_the_whole() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from lmlab import files
+from lmlab.events import EventLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -359,6 +360,33 @@ def test_json_sizes_and_hashes(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "inner")
     assert files.tree_size(tmp_path) == 3 + 5 + (tmp_path / "link").lstat().st_size
     assert json.loads(files.dump_json([1])) == [1]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_where_the_drive_has_a_cache_of_its_own_it_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    told: list[object] = []
+
+    def full(_descriptor: int, request: int) -> int:
+        told.append(request)
+        if refused:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        return 0
+
+    assert files.fcntl is not None
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)  # its number on macOS
+    monkeypatch.setattr(files.fcntl, "fcntl", full)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: told.append("fsync"))
+    with files.atomic_folder(tmp_path / "folder") as folder:
+        files.write_atomic(folder / "a", b"a")
+    log = EventLog(tmp_path / "log.jsonl", "r")
+    log.sync()
+    log.close()
+    synced = (
+        2 + 1 + 1 + 1 + 1 + 1
+    )  # the file and its folder; the file, the folder, what it is in; the log's folder, the log
+    assert told == [51, "fsync"] * synced if refused else [51] * synced
 
 
 def test_an_os_error_is_told_in_words() -> None:

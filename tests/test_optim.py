@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from torch import Tensor, nn
 
 from lmlab.config import TrainingConfig
+from lmlab.loading import load_adapter
 from lmlab.optim import (
     Muon,
     MuonWithAdamW,
@@ -19,6 +22,7 @@ from lmlab.optim import (
     learning_rate_at,
     load_optimizer_tensors,
     optimizer_tensors,
+    parts,
     set_learning_rate,
     set_precision,
 )
@@ -122,6 +126,58 @@ def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def names_of_muon(model: nn.Module) -> set[str]:
+    (muon,) = (part for part in parts(create_optimizer(model, config(optimizer="muon"))) if isinstance(part, Muon))
+    return {name for name, p in model.named_parameters() if any(p is q for g in muon.param_groups for q in g["params"])}
+
+
+def matrices(model: nn.Module, *besides: str) -> set[str]:
+    """All matrices of a model but those in whose name one of these words stands."""
+    return {n for n, p in model.named_parameters() if p.dim() == 2 and not any(word in n for word in besides)}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gpt2", "mamba"])
+def test_muon_takes_the_weights_of_linear_layers_alone(kind: str, tmp_path: Path) -> None:
+    model = load_adapter(tiny_models.make(tmp_path / kind, kind)).model
+    taken = names_of_muon(model)
+    assert taken == matrices(model, "embed", "lm_head", "wte", "wpe", "A_log")
+    assert (taken == matrices(model, "embed", "head", "wte")) == (kind not in ("gpt2", "mamba"))  # as it was before
+    assert any("wpe" in name or "A_log" in name for name in matrices(model)) == (kind in ("gpt2", "mamba"))
+
+
+def test_the_custom_model_is_split_as_it_was_before() -> None:
+    model = tiny()
+    assert names_of_muon(model) == matrices(model, "embed", "head", "wte") != set()
+
+
+def test_a_head_that_is_a_layer_of_its_own_is_not_hidden() -> None:
+    class Untied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner, self.out = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.out
+
+    model = Untied()
+    assert names_of_muon(model) == {"inner.weight"}
+    tied = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False))
+    tied[2].weight = tied[0].weight
+    assert names_of_muon(tied) == {"1.weight"}
+
+
+def test_state_of_the_other_optimizer_is_named() -> None:
+    model = tiny()
+    optimizer = create_optimizer(model, config(optimizer="muon"))
+    for name, key, kind in (
+        ("embedding", "momentum_buffer", "AdamW"),
+        ("blocks.0.attention.output", "exp_avg", "Muon"),
+    ):
+        tensor = torch.zeros_like(model.get_parameter(f"{name}.weight"))
+        with pytest.raises(ValueError, match=rf"{name}\.weight\.{key} is not of {kind}, which updates"):
+            load_optimizer_tensors(optimizer, model, {f"{name}.weight.{key}": tensor})
+
+
 def test_muon_steps_in_a_direction_without_scale() -> None:
     model = nn.Linear(16, 8, bias=False)
     optimizer = create_optimizer(model, config(optimizer="muon", learning_rate=0.1, weight_decay=0.0))
@@ -138,9 +194,12 @@ def test_muon_steps_in_a_direction_without_scale() -> None:
 @pytest.mark.parametrize("shape", [(8, 16), (16, 8), (8, 8)])
 def test_muon_is_that_of_torch_in_the_precision_of_the_run(shape: tuple[int, int]) -> None:
     start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    weights = {name: nn.Parameter(start.clone()) for name in ("fp32", "bf16", "torch")}
+    layers = {name: nn.Linear(*reversed(shape), bias=False) for name in ("fp32", "bf16", "torch")}
+    for layer in layers.values():
+        layer.weight = nn.Parameter(start.clone())
+    weights = {name: layer.weight for name, layer in layers.items()}
     settings = config(optimizer="muon", learning_rate=0.01, weight_decay=0.1)
-    ours = {name: MuonWithAdamW([("up", weights[name])], settings) for name in ("fp32", "bf16")}
+    ours = {name: MuonWithAdamW(layers[name], settings) for name in ("fp32", "bf16")}
     for name, optimizer in ours.items():
         set_precision(optimizer, name)
     theirs = torch.optim.Muon([weights["torch"]], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")

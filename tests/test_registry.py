@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import lmlab.registry as registry_module
+from lmlab import files
 from lmlab.catalogue import render_info, render_list
 from lmlab.errors import ModelNotFound, RegistryError
 from lmlab.files import sha256_file
@@ -336,6 +338,54 @@ def test_a_kill_at_any_moment_leaves_a_registry_that_parses(tmp_path: Path) -> N
     registry.validate(fix=True)
     assert registry.names() == []
     assert set(os.listdir(tmp_path)) == {"registry.json", "registry.json.lock"}
+
+
+def test_a_model_is_on_the_disk_before_the_registry_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path)
+    staged = registry.partial("new")
+    entry = register(Registry(tmp_path / "elsewhere"), "new")
+    (tmp_path / "elsewhere" / "new").rename(staged)
+    told: list[str] = []
+    sync, hold = files.sync, registry_module.lock
+
+    def synced(path: Path) -> None:
+        told.append(path.name)
+        sync(path)
+
+    def held(path: Path) -> Any:
+        told.append("lock")
+        return hold(path)
+
+    monkeypatch.setattr(files, "sync", synced)
+    monkeypatch.setattr(registry_module, "lock", held)
+    registry.admit(staged, entry)
+    assert told[:3] == ["model.safetensors", staged.name, "lock"]
+    assert "model.safetensors" not in told[3:]
+    assert registry.verify("new") == tmp_path / "new"
+
+
+def test_a_disk_that_fails_to_sync_a_new_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = register(Registry(tmp_path / "elsewhere"), "new")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RegistryError, match=r"cannot write .*new: No space left on device"):
+        Registry(tmp_path).admit(tmp_path / "elsewhere" / "new", entry)
+    assert (tmp_path / "elsewhere" / "new").is_dir()
+    assert Registry(tmp_path).names() == []
+
+
+def test_hidden_files_that_programs_leave_are_no_damage(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    register(registry, "one")
+    for name in (".DS_Store", "._x", ".ipynb_checkpoints/config-checkpoint.json"):
+        for folder in (tmp_path, tmp_path / "one"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("left by a program")
+    assert registry.verify("one") == registry.path("one")
+    assert registry.validate(fix=True) == []
 
 
 KILLS = """

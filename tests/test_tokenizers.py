@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.errors import TokenizerError
+from lmlab.origins import disarm
 from lmlab.tokenizers import CharTokenizer, HFTokenizer, Tokenizer
 
 STRANGE = "a\u0000é\u0301漢😀👩‍👩‍👧\U0010ffff\ufeff\u2028\r\n\x7f\uffff 𝔘"
@@ -165,6 +168,10 @@ def test_settings_that_would_read_another_file_are_refused(hf_folder: Path, tmp_
         with pytest.raises(TokenizerError, match=rf"reads '.*', which is not of its folder; take {key} out of it"):
             Tokenizer.load(tmp_path / "copy")
         shutil.rmtree(tmp_path / "copy")
+    os.chdir(tmp_path)
+    with pytest.raises(TokenizerError, match=r"reads '\.\./secret'"):  # seen from its folder alone
+        Tokenizer.load(rewritten(hf_folder, tmp_path, {key: "../secret"}))
+    shutil.rmtree(tmp_path / "copy")
     dead = rewritten(hf_folder, tmp_path, {key: "/home/its/author/vocabulary.txt"})
     assert Tokenizer.load(dead).identifier == Tokenizer.load(hf_folder).identifier
 
@@ -181,6 +188,185 @@ def test_chat_templates_of_plain_names_are_kept(hf_folder: Path, tmp_path: Path)
     (tmp_path / "saved").mkdir()
     Tokenizer.load(rewritten(hf_folder, tmp_path, {"chat_template": templates})).save(tmp_path / "saved")
     assert (tmp_path / "saved" / "additional_chat_templates" / "tool_use.jinja").read_text() == "y"
+
+
+SECRET = "planted-secret-7d1f"
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """A file with a secret, in which no tokenizer has any business."""
+    path = tmp_path / "outside" / "tokenizer.4.0.0.json"
+    path.parent.mkdir()
+    path.write_text(f"[UNK]\n{SECRET}\n")
+    return path
+
+
+def bert(folder: Path, special: object = None, **settings: object) -> Path:
+    """A BERT tokenizer of the old kind, whose arguments its `special_tokens_map.json` can set."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nsea\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+    if special is not None:
+        (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab", "vocab_file", "merges", "tokenizer_file", "gguf_file", "name_or_path", "is_local"]
+)
+def test_a_map_of_special_tokens_sets_nothing_else(secrets: Path, tmp_path: Path, key: str) -> None:
+    for value in (str(secrets), "/proc/self/environ", ["x"], {"content": str(secrets)}):
+        with pytest.raises(TokenizerError, match=rf"special_tokens_map\.json sets '{key}', which is no special token"):
+            Tokenizer.load(bert(tmp_path / "bert", {key: value}))
+        shutil.rmtree(tmp_path / "bert")
+    for damaged in ([], "x", 3):
+        with pytest.raises(TokenizerError, match=r"special_tokens_map\.json is damaged: it holds no object"):
+            Tokenizer.load(bert(tmp_path / "bert", damaged))
+        shutil.rmtree(tmp_path / "bert")
+
+
+def test_a_map_of_special_tokens_sets_those(tmp_path: Path) -> None:
+    token = {"content": "sea", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    special = {
+        "unk_token": "[UNK]",
+        "mask_token": token,
+        "image_token": "the",
+        "extra_special_tokens": ["sea", token],
+    }
+    tokenizer = Tokenizer.load(bert(tmp_path / "bert", special))
+    assert isinstance(tokenizer, HFTokenizer)
+    assert tokenizer.inner.mask_token == "sea"
+    assert tokenizer.decode(tokenizer.encode("the sea")) == "the sea"
+
+
+ATTACKS: list[tuple[dict[str, object], str]] = [
+    ({"init_inputs": ["OUTSIDE"]}, "sets init_inputs, with which a tokenizer can read any file"),
+    ({"gguf_file": "model.gguf"}, "sets gguf_file, with which"),
+    ({"gguf_file": "../outside/tokenizer.4.0.0.json"}, "sets gguf_file, with which"),
+    ({"fast_tokenizer_files": ["../outside/tokenizer.4.0.0.json"]}, "reads '../outside/tokenizer.4.0.0.json'"),
+    ({"vocab": "/proc/self/environ"}, "reads '/proc/self/environ'"),
+    ({"vocab": "OUTSIDE"}, "take vocab out of it"),
+    ({"entity_vocab": "OUTSIDE"}, "take entity_vocab out of it"),
+    ({"vocab_file": 0}, "reads 0, which is not of its folder"),
+    ({"rewriting_rules": "OUTSIDE"}, "take rewriting_rules out of it"),
+    ({"sp_model_kwargs": {"model_file": "OUTSIDE"}}, "take model_file out of it"),
+    ({"anything": [{"deeper": ["../outside/tokenizer.4.0.0.json"]}]}, "take deeper out of it"),
+    ({"chat_template": {"../../x": "y"}}, "has a chat template of the name '../../x'"),
+    ({"chat_template": {"default": 3}}, "has a chat template 'default' that is no text"),
+    ({"chat_template": [{"name": "default", "template": None}]}, "has a chat template 'default' that is no text"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), ATTACKS)
+def test_no_setting_at_any_depth_reads_or_writes_elsewhere(
+    secrets: Path, tmp_path: Path, settings: dict[str, object], said: str
+) -> None:
+    settings = json.loads(json.dumps(settings).replace("OUTSIDE", str(secrets)))
+    with pytest.raises(TokenizerError) as raised:
+        Tokenizer.load(bert(tmp_path / "bert", **settings))
+    assert said in str(raised.value)
+
+
+def test_an_import_drops_what_could_read_elsewhere(secrets: Path, tmp_path: Path) -> None:
+    names = {"unk_token": "[UNK]", "extra_special_tokens": ["sea"]}
+    settings: dict[str, object] = {
+        "vocab": str(secrets), "init_inputs": [str(secrets)], "gguf_file": "x.gguf", "fast_tokenizer_files": ["../x.json"],
+        "sp_model_kwargs": {"model_file": str(secrets), "nbest_size": 1}, "do_lower_case": True,
+    }  # fmt: skip
+    folder = bert(tmp_path / "bert", {**names, "vocab": str(secrets), "vocab_file": 3}, **settings)
+    assert disarm(folder) == ["tokenizer_config.json", "special_tokens_map.json"]
+    assert json.loads((folder / "special_tokens_map.json").read_text()) == names
+    kept = {"tokenizer_class": "BertTokenizer", "sp_model_kwargs": {"nbest_size": 1}, "do_lower_case": True}
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == kept
+    assert Tokenizer.load(folder).vocab_size == 7
+    assert disarm(folder) == []
+
+
+SAVE_ALL = """
+import sys
+from pathlib import Path
+from lmlab.errors import TokenizerError
+from lmlab.tokenizers import Tokenizer
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    target = Path(sys.argv[2]) / folder.name
+    target.mkdir(parents=True)
+    try:
+        Tokenizer.load(folder).save(target)
+    except TokenizerError as error:
+        print(error)
+"""
+
+
+def test_nothing_secret_comes_into_what_is_saved(hf_folder: Path, secrets: Path, tmp_path: Path) -> None:
+    """Neither a file nor the environment of the process that loads a tokenizer and saves it in a checkpoint."""
+    folders, saved = tmp_path / "folders", tmp_path / "saved"
+    folders.mkdir()
+    number = 0
+    for read in (str(secrets), "/proc/self/environ", "../../outside/tokenizer.4.0.0.json"):
+        for key in ("vocab", "vocab_file", "init_inputs", "tokenizer_file", "gguf_file", "merges"):
+            value = [read] if key == "init_inputs" else read
+            bert(folders / f"map-{number}", {key: value})
+            bert(folders / f"set-{number}", **{key: value})
+            number += 1
+    for name in ("vocab.txt", "chat_template.jinja", "special_tokens_map.json"):
+        linked = bert(folders / f"link-{name}")
+        (linked / name).unlink(missing_ok=True)
+        (linked / name).symlink_to(secrets)
+    bert(folders / "sound", {"unk_token": "[UNK]"}, chat_template="x")
+    script = [sys.executable, "-c", SAVE_ALL, str(folders), str(saved)]
+    done = subprocess.run(script, env={**os.environ, "PLANTED": SECRET}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not any(SECRET.encode() in path.read_bytes() for path in saved.rglob("*") if path.is_file())
+    assert len(done.stdout.splitlines()) == 2 * number + 3
+    assert sorted(path.name for path in (saved / "sound").iterdir()) == [
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_harmless_settings_of_the_same_names_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", "a_file", "/etc/hosts", "the_dir"])}
+    settings: dict[str, object] = {
+        "init_inputs": [], "gguf_file": None, "vocab": vocabulary, "fast_tokenizer_files": ["tokenizer.json"],
+        "name_or_path": "/", "unk_token": "[UNK]", "extra_special_tokens": ["/", "//", "..", ""],
+        "special_tokens_map_file": "/home/its/author/special_tokens_map.json",
+        "chat_template": [{"name": "default", "template": "x"}],
+    }  # fmt: skip
+    assert Tokenizer.load(bert(tmp_path / "bert", {}, **settings)).vocab_size > 4
+
+
+def test_links_out_of_a_tokenizers_folder_are_refused(hf_folder: Path, secrets: Path, tmp_path: Path) -> None:
+    copy = rewritten(hf_folder, tmp_path)
+    (copy / "model.safetensors").symlink_to(secrets)  # none of its files
+    (copy / "gone.txt").symlink_to(tmp_path / "nothing")
+    (copy / "again.json").symlink_to("tokenizer.json")
+    Tokenizer.load(copy)
+    (copy / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "vocab.txt", "char_tokenizer.json", "additional_chat_templates/x.jinja"):
+        (copy / name).symlink_to(secrets)
+        with pytest.raises(TokenizerError, match=f"{name} is a link to .*, outside of its folder"):
+            Tokenizer.load(copy)
+        (copy / name).unlink()
+    (copy / "additional_chat_templates").rmdir()
+    (copy / "additional_chat_templates").symlink_to(secrets.parent)
+    with pytest.raises(TokenizerError, match="additional_chat_templates is a link to"):
+        Tokenizer.load(copy)
+
+
+def test_a_folder_of_the_hubs_cache_links_to_its_blobs(hf_folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(hf_folder, tmp_path / "models--a--b" / "blobs")
+    for path in hf_folder.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert Tokenizer.load(snapshot).identifier == Tokenizer.load(hf_folder).identifier
+
+
+def test_what_cannot_be_saved_is_one_line(hf_folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(rewritten(hf_folder, tmp_path, {"remark": "\ud800"}))
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(TokenizerError, match=r"the tokenizer of .* cannot be saved: .*surrogates"):
+        tokenizer.save(tmp_path / "saved")
 
 
 def test_what_the_library_panics_on_is_one_line(hf_folder: Path, tmp_path: Path) -> None:

@@ -275,6 +275,116 @@ def test_code_in_a_folder_never_runs(published: Path, outside: Path, tmp_path: P
             assert not path.is_file() or SECRET.encode() not in path.read_bytes() or "chat_template" in of_tokens
 
 
+TOKENIZER_ATTACKS: list[tuple[str, Any]] = [  # a file of a tokenizer, and what it says; OUT is the file with the secret
+    *(
+        (name, {key: value})
+        for name in ("special_tokens_map.json", "tokenizer_config.json")
+        for value in ("OUT", "/proc/self/environ", "../outside/secret.txt")
+        for key in (
+            "vocab", "vocab_file", "merges", "merges_file", "tokenizer_file", "gguf_file", "added_tokens_file", "spm_file",
+            "special_tokens_map_file", "entity_vocab", "chat_template_file", "tokenizer_config_file", "model_file",
+        )
+    ),
+    *(("tokenizer_config.json", {"init_inputs": value}) for value in (["OUT"], ["/proc/self/environ"], [0], "OUT")),
+    *(("special_tokens_map.json", {"chat_template": [{"name": name, "template": "x"}]}) for name in ("../../x", "x")),
+    ("tokenizer_config.json", {"chat_template": {"../../x": "y"}}),
+    ("tokenizer_config.json", {"chat_template": [{"name": "x", "template": {"y": 1}}]}),
+    ("tokenizer_config.json", {"fast_tokenizer_files": ["../outside/tokenizer.4.0.0.json"]}),
+    ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "OUT"}}),
+    ("tokenizer_config.json", {"backend_tokenizer": 1, "remark": "\ud800"}),
+    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["../outside.T", None]}, "trust_remote_code": True}),
+    ("tokenizer_config.json", {"vocab_file": 0}),
+    ("special_tokens_map.json", {"name_or_path": "outside", "is_local": False, "local_files_only": False}),
+    ("special_tokens_map.json", {"unk_token": {"content": "x", "file": "OUT"}}),
+    ("special_tokens_map.json", ["OUT"]),
+    ("added_tokens.json", {"OUT": "OUT"}),
+    ("added_tokens.json", ["OUT"]),
+    ("added_tokens.json", {"x": 1 << 62}),
+    ("config.json", {"tokenizer_class": "../outside", "vocab_file": "OUT"}),
+    ("config.json", {"configuration_files": ["config.4.0.0.json"]}),
+    ("generation_config.json", {"auto_map": {"": "outside.T"}, "custom_generate": "OUT", "vocab_file": "OUT"}),
+    ("processor_config.json", {"auto_map": {"AutoProcessor": "outside.T"}, "chat_template": {"../../x": "y"}}),
+    ("preprocessor_config.json", {"auto_map": {"AutoProcessor": "outside.T"}}),
+    ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "OUT", "unk_token": "[UNK]"}}),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": "OUT"}, "file": "OUT"}),
+]  # fmt: skip
+
+
+def test_no_file_of_a_tokenizer_brings_in_what_is_secret(published: Path, outside: Path, tmp_path: Path) -> None:
+    """Whatever it is loaded by, nothing of another file or of the environment is in what is saved after it."""
+    (outside / "secret.txt").write_text(f"[UNK]\n{SECRET}\n")
+    environment = [entry for entry in Path("/proc/self/environ").read_bytes().split(b"\0") if len(entry) > 12]
+    assert environment
+    for number, (name, values) in enumerate([("tokenizer_config.json", {}), *TOKENIZER_ATTACKS]):
+        qwen, bert = copy_of(published, tmp_path / f"qwen-{number}"), tmp_path / f"bert-{number}"
+        bert.mkdir()
+        (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
+        (bert / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+        values = json.loads(json.dumps(values).replace("OUT", str(outside / "secret.txt")))
+        for folder in (qwen, bert):
+            kept = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+            (folder / name).write_text(json.dumps({**kept, **values} if isinstance(values, dict) else values))
+        models, saved = tmp_path / f"models-{number}", tmp_path / f"saved-{number}"
+        saved.mkdir()
+
+        def imported(qwen: Path = qwen, models: Path = models) -> None:
+            hub.import_model(str(qwen), name="evil", models_dir=models)
+            (models / "saved").mkdir()
+            load_writer("evil", models_dir=models)[1].save(models / "saved")
+
+        def loaded(folder: Path, saved: Path = saved) -> None:
+            (saved / folder.name).mkdir()
+            Tokenizer.load(folder).save(saved / folder.name)
+
+        for use in (imported, lambda qwen=qwen: loaded(qwen), lambda bert=bert: loaded(bert)):
+            told = attempt(use, qwen, outside)
+            assert_contained(told, outside)
+            assert told["error"] is None or number > 0, told
+        written = [path for folder in (models, saved) for path in folder.rglob("*") if path.is_file()]
+        assert written or number > 0
+        for path in written:
+            content = path.read_bytes()
+            assert SECRET.encode() not in content, (name, values, path)
+            assert not any(entry in content for entry in environment), (name, values, path)
+        for folder in (qwen, bert, models, saved):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+SOUND_FILES: list[tuple[str, Any]] = [
+    ("special_tokens_map.json", {"eos_token": "<|endoftext|>", "additional_special_tokens": ["<|im_end|>"]}),
+    ("special_tokens_map.json", {"pad_token": {"content": "<|endoftext|>", "lstrip": False}, "image_token": "<image>"}),
+    ("tokenizer_config.json", {"init_inputs": [], "model_max_length": 64, "name_or_path": "its-author/model"}),
+    (
+        "tokenizer_config.json",
+        {"vocab_file": "/home/its/author/vocab.json", "extra_special_tokens": {"image_token": "/"}},
+    ),
+    (
+        "tokenizer_config.json",
+        {"chat_template": [{"name": "default", "template": "x"}, {"name": "rag", "template": "y"}]},
+    ),
+    ("added_tokens.json", {"<|im_end|>": 320}),
+    ("generation_config.json", {"do_sample": True}),
+    ("processor_config.json", {"processor_class": "Qwen2VLProcessor"}),
+    ("tokenizer.json", {"version": "1.0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), SOUND_FILES)
+def test_sound_files_of_the_same_names_are_taken(name: str, values: Any, published: Path, tmp_path: Path) -> None:
+    folder = copy_of(published, tmp_path / "folder")
+    kept = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**kept, **values}))
+    text = "the capital"
+    expected = Tokenizer.load(published).encode(text).tolist()
+    assert Tokenizer.load(folder).encode(text).tolist() == expected
+    hub.import_model(str(folder), name="sound", models_dir=tmp_path / "models")
+    tokenizer = load_writer("sound", models_dir=tmp_path / "models")[1]
+    assert tokenizer.encode(text).tolist() == expected
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").encode(text).tolist() == expected
+
+
 def test_names_that_climb_lead_nowhere(published: Path, trained: Path, outside: Path, tmp_path: Path) -> None:
     up = str(outside / "secret.txt")
     folder = copy_of(published, tmp_path / "folder")
