@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from lmlab.errors import UsageError
+from lmlab.errors import LabError, UsageError
 
 DESCRIPTION = "lmlab: train language models, resume them bit for bit, import, fine-tune and compare them."
 CHECKPOINT = "a checkpoint folder, a run folder or a run id"
@@ -66,6 +66,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     top = parser()
     options = top.parse_args(arguments)
     options.set = (options.set or []) + vars(options).pop(SET_AFTER, []) or None
+    try:
+        check(options)
+    except LabError as error:
+        top.error(str(error))
     if options.command is not None:
         commands: Any = next(action.choices for action in top._actions if action.dest == "command")
         known = commands[options.command]._option_string_actions
@@ -73,6 +77,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             if name not in known and getattr(options, name[2:].replace("-", "_")) is not None:
                 top.error(f"{options.command} knows no {name}")
     return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise UsageError or ConfigError for words that are wrong by themselves, whatever files they lead to."""
+    from lmlab.config import parse_override
+    from lmlab.provenance import check_run_name
+
+    for text in options.set or []:
+        parse_override(text)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UsageError(f"--max-steps {options.max_steps} makes no update; give 1 or more")
+    if options.run_name is not None:
+        check_run_name(options.run_name)
+        if options.resume is not None and options.model_name is None:
+            raise UsageError("--run-name names a new run, and --resume goes on with an old one; leave one of them out")
 
 
 def parser() -> Parser:

@@ -165,8 +165,6 @@ def go_on_after_restart(options: argparse.Namespace) -> None:
 
 def train_on(options: argparse.Namespace) -> int:
     """Resume a run, or branch off it."""
-    if options.run_name is not None and options.model_name is None:
-        raise UsageError("--run-name names a new run, and --resume goes on with an old one; leave one of them out")
     from lmlab import lab
     from lmlab.console import Console
 

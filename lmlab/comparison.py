@@ -17,7 +17,7 @@ from lmlab.history import History, as_mapping
 
 TAIL = 0.05  # the share of the last steps whose mean is the final training loss
 LONGEST_TAIL = 100
-DATA = ("path", "sha256", "n_tokens", "n_train", "n_val")
+DATA = ("path", "sha256", "n_tokens", "n_train", "n_val", "begin_of_text_id")
 ENVIRONMENT = ("device", "precision", "threads", "world_size", "strategy")
 
 # Student's t at 97.5 % for 1, 2, … degrees of freedom; from 30 on close enough to the normal's 1.96.

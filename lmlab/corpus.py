@@ -298,6 +298,7 @@ def tokens(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Ids]:
         for piece, ids in zip(group, encoded, strict=True):
             if piece.document != document:
                 yield tokenizer.border()
+                ids = tokenizer.begun(ids) if tokenizer.end_of_text_id is not None else ids
             document = piece.document
             yield ids
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -217,6 +218,40 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
         if time.perf_counter() - started > LONG_ENOUGH:
             break  # a small product tells as much, unless it is over in no time
     return best
+
+
+def recomputation(device: torch.device) -> dict[str, Any]:
+    """Arguments with which torch.utils.checkpoint computes again what it computed, dropout included.
+
+    On Apple's GPUs it does not see to the random numbers by itself.
+    """
+    return {"use_reentrant": False, **({"context_fn": as_before_on_mps} if device.type == "mps" else {})}
+
+
+def as_before_on_mps() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of a forward pass, which begins now, and of its repetition with the same random numbers."""
+    state = torch.mps.get_rng_state()
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        after = torch.mps.get_rng_state()
+        torch.mps.set_rng_state(state)
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(after)
+
+    return contextlib.nullcontext(), again()
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Set the number of threads back after the block to what it was before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        set_threads(threads)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def build(
     facts = {
         "run_id": folder.name,
         "kind": "new" if config.model_name is None else "fine-tune",
-        "model": {**origin.pop("model"), **adapter.describe()},
+        "model": {**adapter.describe(), **origin.pop("model")},
         **origin,
         **data_facts,
     }
@@ -211,6 +211,7 @@ def register_once(finished: Run, name: str, models_dir: str | Path | None) -> No
         finished.registered_as = finished.register(name, models_dir).model_name
 
 
+@devices.threads_kept()
 def resume(
     where: str | Path,
     *,
@@ -233,7 +234,7 @@ def resume(
     merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
-    if trainer.finished and Record(folder).has_ended:
+    if trainer.finished and folder.is_dir() and Record(folder).has_ended:
         done = Run(folder, trainer=trainer, was_done=True)
         register_if_promised(done, trainer, models_dir)
         return done
@@ -246,7 +247,6 @@ def resume(
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
     """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
     tokenizer = saved.tokenizer()
-    tokenizer.begin_of_text_id = saved.state["data"].get("begin_of_text_id")  # runs of older versions went without it
     position = int(saved.state["data"]["position"])
     batches, val, data_facts = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
     facts = {**facts_of(saved.state), "loss_floor": data_facts["loss_floor"]}
@@ -292,14 +292,14 @@ def branch(
     adapter = loading.load_adapter(saved.folder)
     loading.fit(adapter, tokenizer, merged)
     parallel.spread(adapter, merged, devices.pick_device())
-    link = {"model_name": saved.state["fine_tuned_from"], "run_id": saved.state["run_id"], "step": saved.step}
+    parent, lineage = parent_of(saved, Registry(models_dir))
     facts = {
         "run_id": folder.name,
         "kind": "branch",
         "model": saved.state["model"],
-        "fine_tuned_from": saved.state["fine_tuned_from"],
+        "fine_tuned_from": parent,
         "fine_tuning_started_at": now(),
-        "lineage": [*saved.state["lineage"], link],
+        "lineage": lineage,
         "register_as": name,
         **data_facts,
     }
@@ -315,6 +315,18 @@ def branch(
         facts=facts,
     )
     return execute(trainer, listeners, models_dir=models_dir, on_ready=on_ready)
+
+
+def parent_of(saved: Checkpoint, registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:
+    """What a branch of a checkpoint comes from, by name, and its whole ancestry.
+
+    That is the model that the checkpoint was registered as, where it was; else the one that its run began with.
+    """
+    run_id, name = saved.state["run_id"], saved.state.get("register_as")
+    if name in registry.names() and (registry.get(name).run_id, registry.get(name).step) == (run_id, saved.step):
+        return name, registry.lineage(name)
+    link = {"model_name": saved.state["fine_tuned_from"], "run_id": run_id, "step": saved.step}
+    return saved.state["fine_tuned_from"], [*saved.state["lineage"], link]
 
 
 def finetune(

@@ -110,7 +110,12 @@ def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> d
     registry = Registry(models_dir)
     entry = registry.get(config.model_name)
     return {
-        "model": {"model_name": entry.model_name, "model_id": entry.model_id, "source": entry.source},
+        "model": {
+            "model_name": entry.model_name,
+            "model_id": entry.model_id,
+            "source": entry.source,
+            "size_bytes": entry.size_bytes,  # on the disk, whatever it takes in memory
+        },
         "fine_tuned_from": entry.model_name,
         "fine_tuning_started_at": now(),
         "lineage": registry.lineage(entry.model_name),

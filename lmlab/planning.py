@@ -65,7 +65,7 @@ def plan(trainer: Trainer) -> Plan:
     own = share(
         memory.shape_of(trainer.model.architecture()),
         config,
-        groups_of(trainer.model),
+        groups_of(trainer.model, trainer.strategy),
         world_size=world.size,
         strategy=trainer.strategy,
         precision=trainer.precision,

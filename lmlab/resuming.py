@@ -11,12 +11,14 @@ from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_file
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
-BRANCHING = ("model_name", "tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
+BRANCHING = ("tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
+BRANCH_OFF = "; --resume with --model-name NEW branches off under a new name"
 ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")  # too, where no model has its own
 
 
@@ -67,12 +69,15 @@ def find_together(where: str | Path, runs_dir: Path, world: World) -> tuple[Chec
 def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     """The run's folder, wherever it was moved. A checkpoint copied out of its run gets a new folder of the same id.
 
-    Raises RunError where that exists already.
+    Raises RunError where that exists already, CheckpointError where the checkpoint names no run.
     """
     checkpoints = saved.folder.absolute().parent
     if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
         return checkpoints.parent
-    folder = runs_dir / str(saved.state.get("run_id"))
+    run_id = saved.state.get("run_id")
+    if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
+        raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
+    folder = runs_dir / run_id
     if folder.exists():
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder
@@ -102,6 +107,8 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = F
     branch: only the weights are taken over, and begin a run of their own.
     """
     own = saved_config(saved)
+    if branch:  # which is to have a name of its own
+        changes = {name: value for name, value in changes.items() if name != "model_name"}
     fixed: tuple[str, ...] = BRANCHING if branch else FIXED
     fixed = fixed if own.model_name is not None else fixed + ARCHITECTURE
     for name in sorted(changes.keys() & set(fixed)):
@@ -113,7 +120,7 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = F
         if changes[name] != before:
             raise UsageError(
                 f"{name}={changes[name]} contradicts the checkpoint {saved.folder}, which has {name}={before}; "
-                "leave it out, or start a new run"
+                f"leave it out, or start a new run{BRANCH_OFF if name == 'model_name' else ''}"
             )
     if not branch:
         changes = {name: value for name, value in changes.items() if name != "seed"}

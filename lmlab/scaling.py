@@ -234,5 +234,7 @@ def law_of(runs: Sequence[Run]) -> Scaling:
     floor = runs[-1].loss_floor
     if floor is None or len(losses) < len(runs):
         raise UsageError("a law above the floor needs runs on the storybook that were evaluated; set eval_cadence")
+    if any(run.loss_floor != floor for run in runs):
+        raise UsageError("the runs were evaluated on different parts of the text; set eval_batches to null for all")
     flops = [flops_of(run) for run in runs]
     return Scaling(list(runs), flops, losses, fit_power_law(flops[:-1], losses[:-1], floor))

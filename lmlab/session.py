@@ -71,6 +71,8 @@ def train(
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
+                if resumed_from is not None and not world.first(lambda: newest_step(folder)):
+                    trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
                 with devices.out_of_memory_as_error(SMALLER_STEPS):
                     status = trainer.fit(should_stop=lambda: world.any(signals()))
             log.sync()
@@ -83,6 +85,11 @@ def train(
             log.close()
     world.barrier()  # now anyone may read the whole log
     return (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may have been asked
+
+
+def newest_step(folder: Path) -> str:
+    """The step of the newest checkpoint of a run, as text; none where it has none."""
+    return "".join(map(str, checkpoint.steps(folder / "checkpoints")[-1:]))
 
 
 def step_back(folder: Path, trainer: Trainer) -> str:

@@ -16,16 +16,17 @@ from torch import Tensor
 from lmlab import lab
 from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import find_runs_dir
-from lmlab.errors import DivergedError, UsageError
+from lmlab.errors import ConfigError, DivergedError, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.hub import import_model
 from lmlab.lab import Run
 from lmlab.record import find_runs
 from lmlab.registry import Entry, Registry
 from lmlab.sampling import load_writer, sampling_settings, write
+from lmlab.sources import origin_of
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
-from lmlab.views.html import View
+from lmlab.views.html import View, element, escape, page
 from lmlab.views.live import Display, LiveView, in_notebook
 from lmlab.views.microscope import microscope as microscope_view
 
@@ -58,7 +59,7 @@ def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -
         assert imported is not None
         return imported
     entry = registry.get(name)
-    if entry.model_id not in (None, source):
+    if entry.model_id not in (None, origin_of(source, None).model_id):
         raise UsageError(f"{name!r} is a model from {entry.model_id} already; choose another name for {source}")
     return entry
 
@@ -289,8 +290,12 @@ class Look:
         return plots.lens_figure(guesses, best.values.numpy(), self.tokens, targets=self.tokens[1:])
 
     def _repr_html_(self) -> str:
-        shown = (self.attention(), self.lens())
-        return "".join(str(figure._repr_mimebundle_()["text/html"]) for figure in shown)  # type: ignore[attr-defined]
+        shown: Any = [self.attention()]
+        try:
+            shown.append(self.lens())
+        except ConfigError as error:  # of a model whose last parts are not known
+            shown.append(View(page(element("div", escape(str(error)), "lm-dim")), str(error)))
+        return "".join(each.html if isinstance(each, View) else each._repr_mimebundle_()["text/html"] for each in shown)
 
 
 def look(run: Source, text: str, *, models_dir: str | Path | None = None) -> Look:

@@ -150,7 +150,7 @@ def plan_together(
     found = share(
         memory.shape_of(adapter.architecture()),
         config,
-        groups_of(adapter),
+        groups_of(adapter, chosen),
         world_size=world_size,
         strategy=chosen,
         precision=target.precision,
@@ -164,8 +164,13 @@ def plan_together(
     return Together(target, found, rehearse(make, config, world_size, chosen, target.precision), seconds)
 
 
-def groups_of(adapter: BaseAdapter) -> list[list[tuple[int, ...]]]:
-    """The shapes of the weights that FSDP gathers at once: what is outside the blocks, then each group of blocks."""
+def groups_of(adapter: BaseAdapter, strategy: str) -> list[list[tuple[int, ...]]]:
+    """The shapes of the weights that FSDP gathers at once: what is outside the blocks, then each group of blocks.
+
+    DDP gathers none, and asks no model for its blocks: all shapes are one group.
+    """
+    if strategy == "ddp":
+        return [[tuple(parameter.shape) for parameter in adapter.parameters()]]
     groups = [[p for block in blocks for p in block.parameters()] for blocks in parallel.gathered_at_once(adapter)]
     inside = {id(parameter) for group in groups for parameter in group}
     outside = [parameter for parameter in adapter.parameters() if id(parameter) not in inside]

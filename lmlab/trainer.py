@@ -383,7 +383,10 @@ class Trainer:
                 if is_best:
                     checkpoint.set_best(checkpoints, self.step)
                 checkpoint.prune(checkpoints, self.config.keep_checkpoints)
+        own = self._last.get("checkpoint", -1)
         self.tell("checkpoint", path=str(target), seconds=round(time.perf_counter() - started, 3))
+        if not in_run:  # the run has still to save what it needs
+            self._last["checkpoint"] = own
         return target
 
     def _improves_on_saved(self) -> bool:

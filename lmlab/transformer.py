@@ -429,7 +429,8 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(ids_BT)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, table_2TK, mask_TS, cache, layer, use_reentrant=False)
+                again = devices.recomputation(x_BTD.device)
+                x_BTD = checkpoint(block, x_BTD, table_2TK, mask_TS, cache, layer, **again)
             else:
                 x_BTD = block(x_BTD, table_2TK, mask_TS, cache, layer)
         if cache is not None:

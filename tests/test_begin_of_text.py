@@ -66,6 +66,9 @@ def test_the_token_stands_before_documents_and_before_nothing_else(models: Path)
     assert begin not in one
     assert tokenizer.begun(one).tolist() == [begin, *one]
     assert tokenizer.encode_documents(["one", "two"]).tolist() == [*one, end, begin, *two]
+    written = f"{BEGIN}two"  # by hand, or by a chat template
+    assert tokenizer.begun(tokenizer.encode(written)).tolist() == [begin, *two]
+    assert tokenizer.encode_documents(["one", written]).tolist() == [*one, end, begin, *two]
 
 
 def test_a_token_that_ends_texts_tells_nothing_of_a_beginning(tmp_path: Path) -> None:
@@ -147,3 +150,4 @@ def test_a_run_goes_on_as_it_began_also_one_of_before(models: Path, documents: P
     trainer = lab.rebuild(old, lab.read_config(straight.config), load_text(documents), straight.folder)
     assert trainer.train_dataloader.dataset.begin_id is None
     assert trainer.val_dataloader.dataset.begin_id is None
+    assert trainer.tokenizer.begin_of_text_id is None

@@ -69,6 +69,22 @@ def test_a_run_that_began_with_no_model_can_be_branched_and_the_branch_tuned(cus
     assert [link.run_id for link in Registry().get("ours").lineage] == ["custom", "branch"]
 
 
+def test_a_branch_of_a_registered_branch_comes_from_that(base: str, corpus: Path) -> None:
+    """Of its last checkpoint, whose weights bear its name; an earlier one comes from what the run began with."""
+    first = lab.run({**CONFIG, "model_name": base}, corpus, run_name="first", listeners=[])
+    one = lab.branch(first.folder, "one", run_name="one", listeners=[])
+    lab.branch(one.folder, "two", run_name="two", listeners=[], config={"model_name": "two"})
+    entry = Registry().get("two")
+    assert entry.fine_tuned_from == "one"
+    assert [link.model_name for link in entry.lineage] == [base, base, "one"]
+    assert [link.run_id for link in entry.lineage] == [None, "first", "one"]
+    assert Registry().descendants("one") == ["two"]
+    lab.branch(at_step(one, 2), "early", run_name="early", listeners=[])
+    assert Registry().get("early").fine_tuned_from == base
+    with pytest.raises(UsageError, match="--resume with --model-name NEW branches off under a new name"):
+        lab.resume(one.folder, model_name="three", listeners=[])
+
+
 def test_a_branch_may_change_all_but_what_its_weights_rest_on(custom: lab.Run, corpus: Path) -> None:
     changes = {"seed": 5, "train_ratio": 0.8, "optimizer": "muon", "learning_rate": 1e-4, "max_steps": 1}
     branch = lab.branch(custom.folder, "other", run_name="other", listeners=[], **changes)

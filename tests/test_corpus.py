@@ -277,7 +277,7 @@ def test_a_run_on_large_text_resumes_bit_for_bit(big: Path, tiny: dict[str, obje
     data = straight.start["data"]
     assert data == {
         "path": str(big), "sha256": small(big).sha256, "n_tokens": len(ids), "n_train": len(ids) // 2,
-        "n_val": len(ids) - len(ids) // 2,
+        "n_val": len(ids) - len(ids) // 2, "begin_of_text_id": None,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lmlab import devices
 from lmlab.errors import RunError
@@ -93,6 +94,26 @@ def test_peak_is_measured_once_and_moves_no_random_number() -> None:
     assert 1e8 < peak < 1e15
     assert devices.peak_flops(CPU, "fp32", torch.get_num_threads()) == peak
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_computed_again_on_mps_draws_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such device is here: the processor's random numbers stand in for its own, which torch leaves alone."""
+    monkeypatch.setattr(torch.mps, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", torch.set_rng_state)
+    assert devices.recomputation(CPU) == {"use_reentrant": False}
+    again = devices.recomputation(torch.device("mps"))
+    x = torch.ones(1000, requires_grad=True)
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x * x, 0.5).square()
+
+    found = []
+    for compute in (dropped, lambda x: checkpoint(dropped, x, preserve_rng_state=False, **again)):
+        torch.manual_seed(1)
+        (gradient,) = torch.autograd.grad(compute(x).sum(), x)
+        found.append((gradient, torch.get_rng_state()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_one_of_several_processes_computes_where_it_can_talk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from lmlab import hub, lab, planning
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError
+from lmlab.loading import load_adapter
+from lmlab.together import groups_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (
@@ -92,6 +95,14 @@ def test_resuming_and_branching_say_what_is_left_first(lab_command, tiny_yaml: P
         assert f" parameters, {steps * tokens} tokens (" in lines[0]
     done = lab_command("--resume", "first")
     assert done.stdout.startswith("the run first is done")
+
+
+def test_processes_with_copies_of_a_model_are_planned_whose_layers_are_not_known(tmp_path: Path):
+    adapter = load_adapter(tiny_models.make(tmp_path / "opt", "opt", word_embed_proj_dim=32))
+    (shapes,) = groups_of(adapter, "ddp")
+    assert sum(map(math.prod, shapes)) == adapter.n_parameters()
+    with pytest.raises(ConfigError, match="the layers of opt are not known"):
+        groups_of(adapter, "fsdp")
 
 
 # --- validate-config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_the_threads_of_the_run_are_taken_up_again(corpus: Path, tmp_path: Path)
     run = lab.run(TINY, corpus, run_name="r", runs_dir=tmp_path, listeners=[])
     torch.set_num_threads(2)
     run.resume(max_steps=8, listeners=[])
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2  # what comes next is another run
     starts = [event for event in events.read(run.log_path) if event["event"] == "run_start"]
     assert [start["threads"] for start in starts] == [1, 1]
 
@@ -402,6 +403,26 @@ def test_a_copied_checkpoint_goes_on_in_a_folder_of_the_same_id_unless_that_is_t
     assert resumed.folder == run
     assert [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"] == [4, 5, 6]
     assert told_after(run, 3) == told_after(tmp_path / "away", 3)
+
+
+def test_a_copied_checkpoint_is_saved_in_its_new_folder_before_the_first_step(run: Path, tmp_path: Path) -> None:
+    run.rename(tmp_path / "away")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "run_start":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = lab.resume(tmp_path / "away" / "checkpoints" / "step-00000003", listeners=[])  # not a copy: its own run
+    assert stopped.folder == tmp_path / "away"
+    shutil.copytree(tmp_path / "away" / "checkpoints" / "step-00000003", tmp_path / "copy")
+    stopped = lab.resume(tmp_path / "copy", listeners=[stop])
+    assert (stopped.folder, stopped.status) == (run, "stopped")
+    assert checkpoint.steps(run / "checkpoints") == [3]
+    assert lab.resume("r-1", listeners=[]).status == "completed"
+    shutil.rmtree(run)
+    shutil.copytree(tmp_path / "away" / "checkpoints" / "step-00000006", tmp_path / "end")
+    assert lab.resume(tmp_path / "end", listeners=[]).status == "completed"
+    assert checkpoint.steps(run / "checkpoints") == [6]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])

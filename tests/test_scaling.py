@@ -109,3 +109,9 @@ def test_a_study_fits_all_but_the_last_and_scores_the_prediction(tiny: dict[str,
     assert math.isfinite(study.score)
     assert "predicted" in repr(study.table())
     assert study._repr_html_().count("<tr>") == 5
+
+
+def test_a_law_of_runs_that_were_evaluated_on_different_text_is_refused(tiny: dict[str, object]):
+    sizes = [{"max_steps": 3, "batch_size": size, "eval_batches": 10, "train_ratio": 0.5} for size in (4, 8, 16)]
+    with pytest.raises(UsageError, match="evaluated on different parts of the text; set eval_batches to null"):
+        lab.scaling_law(tiny, sizes, data="storybook:6000", listeners=[])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 
 import lmlab as lab
@@ -210,6 +211,14 @@ def test_a_model_is_imported_once_and_names_are_counted_on():
     assert [lab.free_name("other"), lab.free_name("tiny")] == ["other", "tiny-v2"]
     lab.get_model("builtin:tiny-qwen", "tiny-v2")
     assert lab.free_name("tiny") == "tiny-v3"
+
+
+def test_a_cell_that_imports_a_folder_can_run_twice(tmp_path: Path):
+    source = str(tiny_models.make(tmp_path / "Tiny-Source"))
+    entry = lab.get_model(source, "mine")
+    assert lab.get_model(source, "mine") == entry
+    with pytest.raises(UsageError, match="'mine' is a model from Tiny-Source"):
+        lab.get_model("builtin:tiny-qwen", "mine")
 
 
 def test_what_a_hook_measured_is_drawn(run: lab.Run):

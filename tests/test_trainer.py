@@ -507,6 +507,18 @@ def test_a_checkpoint_elsewhere_is_not_one_of_the_run(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [0]
 
 
+def test_a_copy_of_the_last_step_does_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
+    trainer, _ = make(config=config(max_steps=3, checkpoint_cadence=None), folder=tmp_path / "run")
+
+    def copy(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            trainer.save_checkpoint(tmp_path / "copy")
+
+    trainer.listeners.append(copy)
+    trainer.fit(loader())
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [3]
+
+
 @pytest.mark.parametrize("lacks", ["config", "threads", "seed", "tokenizer", "data", "decay_steps", "best_val_loss"])
 def test_a_state_that_lacks_something_is_named(tmp_path: Path, lacks: str) -> None:
     trainer, _ = make()

@@ -22,6 +22,7 @@ from lmlab.adapters.decoding import Decoding, can_decode
 from lmlab.adapters.fused import fuse, in_mode
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
+from lmlab.devices import recomputation
 from lmlab.errors import ConfigError
 from lmlab.ranks import any_spread
 
@@ -222,7 +223,7 @@ class CausalLMAdapter(BaseAdapter):
         if not self.model.supports_gradient_checkpointing:
             raise ConfigError(f"activation_checkpointing does not work with {self.architecture_type}; set it to false")
         enable = getattr(self.model, "activation_checkpointing_enable", None)  # its older name is deprecated
-        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        (enable or self.model.gradient_checkpointing_enable)(recomputation(self.model.device))
 
     @torch.no_grad()
     def resize_embeddings(self, vocab_size: int) -> None:

@@ -66,7 +66,10 @@ def test_help_usage_information(own_lab: Lab) -> None:
     assert all(option in shown.stdout for option in OPTIONS)
     assert all(f"  {option}" in shown.stdout for option in OPTIONS[1:]), "each option is listed with what it does"
 
-    for wrong in (("--no-such-option",), ("--max-steps", "many"), ("--max-steps",), ("no-such-command",)):
+    for wrong in (
+        ("--no-such-option",), ("--max-steps", "many"), ("--max-steps",), ("no-such-command",), ("--max-steps", "0"),
+        ("--set", "nonsense"), ("--set", "nokey=1"), ("--run-name", "a", "--resume", "b"),
+    ):  # fmt: skip
         refused = own_lab.call(*wrong)
         assert refused.returncode == 2
         assert refused.stdout == ""

@@ -35,6 +35,7 @@ def test_log_imported_model_metadata(qwen: Lab, tuned: Session) -> None:
     assert model["n_parameters"] == entry["n_parameters"] > 10_000
     weights = (qwen.models / "qwen-0.5b-base" / "model.safetensors").stat().st_size
     assert 0.9 * weights < model["size_bytes"] <= tree_size(qwen.models / "qwen-0.5b-base")
+    assert model["size_bytes"] == qwen.entry("qwen-0.5b-base")["size_bytes"]
     assert printed_json(tuned, "model") == model
 
 
