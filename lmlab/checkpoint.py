@@ -62,8 +62,7 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with, as it was used there. Raises TokenizerError."""
         tokenizer = Tokenizer.load(self.folder / "tokenizer")
-        data = self.state.get("data")  # older versions went without a begin-of-text
-        tokenizer.begin_of_text_id = data.get("begin_of_text_id") if isinstance(data, dict) else None
+        tokenizer.begin_of_text_id = self.state.get("begin_of_text_id")  # older versions went without one
         return tokenizer
 
 
@@ -247,6 +246,9 @@ def verify(folder: Path | str) -> None:
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
     found = {name for name in files_below(folder) if name in listed or not is_hidden(name)}
+    found |= {
+        name for name in files_below(folder) if name.endswith(".jinja")
+    }  # which transformers reads, hidden or not
     for name in sorted(listed.keys() | found):
         if name not in listed:
             raise CheckpointError(f"{folder / name} is not in the checkpoint's manifest; remove it, or use another one")

@@ -282,7 +282,7 @@ def branch(
         return resume(where, config=config, data=data, listeners=listeners, **arguments)
     if check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
-    merged = merge_config(saved, named_fields(read_config(config), overrides), branch=True)
+    merged = merge_config(saved, named_fields(read_config(config), overrides), branch=name)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     seed = choose_seed(merged, world)
     corpus = same_corpus(saved, None) if data is None else load_text(data)
@@ -320,7 +320,8 @@ def branch(
 def parent_of(saved: Checkpoint, registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:
     """What a branch of a checkpoint comes from, by name, and its whole ancestry.
 
-    That is the model that the checkpoint was registered as, where it was; else the one that its run began with.
+    That is the model that the checkpoint's run was to become, a branch or a named fine-tune, where the checkpoint is that
+    model; else the one that its run began with.
     """
     run_id, name = saved.state["run_id"], saved.state.get("register_as")
     if name in registry.names() and (registry.get(name).run_id, registry.get(name).step) == (run_id, saved.step):

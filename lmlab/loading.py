@@ -9,6 +9,7 @@ import torch
 
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig, find_file
 from lmlab.corpus import Corpus, LargeCorpus
 from lmlab.devices import pick_device
@@ -126,7 +127,8 @@ def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer
     """A checkpoint or a registered model, ready to sample from, on the fastest device. Raises a LabError."""
     folder = Path(folder)
     adapter = load_adapter(folder).to(pick_device())
-    tokenizer = Tokenizer.load(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    is_checkpoint = (folder / "tokenizer").is_dir()
+    tokenizer = opened(folder).tokenizer() if is_checkpoint else Tokenizer.load(folder)
     adapter.use_tokenizer(tokenizer)
     return adapter.eval(), tokenizer
 

@@ -78,13 +78,13 @@ def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable weights of a model's linear layers but for its head's, which may be its embedding's."""
-    modules = list(model.modules())
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)  # of transformers
-    head = find_head()
-    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding) or module is head}
-    linear = [m for m in modules if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]  # so GPT-2's are called
-    held = {id(module.weight) for module in linear} - tables
+    """The trainable matrices that multiply inside a model: of linear layers and routers, but not the head, which may be
+    the embedding."""
+    modules: list[Any] = list(model.modules())
+    heads = [module.get_output_embeddings() for module in modules if hasattr(module, "get_output_embeddings")]
+    tables = [module for module in modules if isinstance(module, nn.Embedding)]
+    kept_out = {id(getattr(module, "weight", None)) for module in (*heads, *tables)}
+    held = {id(getattr(module, "weight", None)) for module in modules} - kept_out
     return [p for p in model.parameters() if id(p) in held and p.dim() == 2 and p.requires_grad]
 
 

@@ -17,7 +17,7 @@ from lmlab.record import LOG
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
-BRANCHING = ("tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
+BRANCHING = ("model_name", "tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
 BRANCH_OFF = "; --resume with --model-name NEW branches off under a new name"
 ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")  # too, where no model has its own
 
@@ -69,7 +69,7 @@ def find_together(where: str | Path, runs_dir: Path, world: World) -> tuple[Chec
 def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     """The run's folder, wherever it was moved. A checkpoint copied out of its run gets a new folder of the same id.
 
-    Raises RunError where that exists already, CheckpointError where the checkpoint names no run.
+    Raises RunError where that has checkpoints already, CheckpointError where the checkpoint names no run.
     """
     checkpoints = saved.folder.absolute().parent
     if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
@@ -78,7 +78,7 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
         raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
     folder = runs_dir / run_id
-    if folder.exists():
+    if checkpoint.steps(folder / "checkpoints"):  # else an earlier attempt at this was killed before it saved
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder
 
@@ -101,15 +101,15 @@ def named_fields(config: TrainingConfig, overrides: Mapping[str, Any]) -> dict[s
     return {**{name: values[name] for name in config.model_fields_set}, **overrides}
 
 
-def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = False) -> TrainingConfig:
+def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | None = None) -> TrainingConfig:
     """The saved config with the user's changes. Raises UsageError naming both values of one that cannot change.
 
-    branch: only the weights are taken over, and begin a run of their own.
+    branch: only the weights are taken over, and begin a run of their own, whose model is to have that name.
     """
     own = saved_config(saved)
-    if branch:  # which is to have a name of its own
+    if branch is not None and changes.get("model_name") == branch:
         changes = {name: value for name, value in changes.items() if name != "model_name"}
-    fixed: tuple[str, ...] = BRANCHING if branch else FIXED
+    fixed: tuple[str, ...] = FIXED if branch is None else BRANCHING
     fixed = fixed if own.model_name is not None else fixed + ARCHITECTURE
     for name in sorted(changes.keys() & set(fixed)):
         before = getattr(own, name)
@@ -120,9 +120,9 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: bool = F
         if changes[name] != before:
             raise UsageError(
                 f"{name}={changes[name]} contradicts the checkpoint {saved.folder}, which has {name}={before}; "
-                f"leave it out, or start a new run{BRANCH_OFF if name == 'model_name' else ''}"
+                f"leave it out, or start a new run{BRANCH_OFF if name == 'model_name' and branch is None else ''}"
             )
-    if not branch:
+    if branch is None:
         changes = {name: value for name, value in changes.items() if name != "seed"}
     return own.updated(**changes) if changes else own
 

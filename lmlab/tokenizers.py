@@ -181,7 +181,7 @@ def refuse_hostile(folder: Path) -> None:
         for key in GIVEN_ON:
             if values.get(key):
                 raise TokenizerError(f"{path} sets {key}, with which a tokenizer can read any file; take it out")
-        for key, value in reads_outside(values, folder):
+        for key, value in reads_outside(values, folder, handed_on=path.name != "config.json"):
             raise TokenizerError(f"{path} reads {value!r}, which is not of its folder; take {key} out of it")
         for name, template in chat_templates(values.get("chat_template")):
             if not TEMPLATE_NAME.fullmatch(name):
@@ -201,20 +201,25 @@ def refuse_links_away(folder: Path) -> None:
             )
 
 
-def reads_outside(value: Any, folder: Path, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings, at every depth, that transformers could open as a file which is not of the folder, with their keys."""
+def reads_outside(value: Any, folder: Path, key: str = "", *, handed_on: bool = True) -> Iterator[tuple[str, Any]]:
+    """The settings, at every depth, that transformers could open as a file which is not of the folder, with their keys.
+
+    handed_on: whether they become arguments of the tokenizer; those of the model's config do not.
+    """
     opened = READ_BY_NAME.fullmatch(key) is not None and key not in NEVER_OPENED
     if isinstance(value, dict) and not opened:  # else a vocabulary, whose keys are tokens
         for name, item in value.items():
-            yield from reads_outside(item, folder, name)
+            yield from reads_outside(item, folder, name, handed_on=handed_on)
     elif isinstance(value, list):
         for item in value:
             if not isinstance(item, int):
-                yield from reads_outside(item, folder, key)
+                yield from reads_outside(item, folder, key, handed_on=handed_on)
     elif isinstance(value, str) and key not in NEVER_OPENED:
-        if (opened or os.sep in value) and leads_outside(value, folder, folders=opened):
+        if (opened or os.sep in value) and leads_outside(value, folder, folders=opened and handed_on):
             yield key, value
-    elif opened and isinstance(value, int) and not isinstance(value, bool):  # opens what this process has open
+    elif (
+        opened and handed_on and isinstance(value, int) and not isinstance(value, bool)
+    ):  # opens what this process has open
         yield key, value
 
 

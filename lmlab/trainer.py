@@ -348,6 +348,7 @@ class Trainer:
             "device": self.device.type,
             "precision": self.precision,
             "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
+            "begin_of_text_id": self.tokenizer.begin_of_text_id if self.tokenizer is not None else None,
             "decay_steps": self.decay_steps,
             "best_val_loss": finite_or_none(self.best_val_loss),
             "best_saved_loss": finite_or_none(self.best_saved_loss),
@@ -461,8 +462,8 @@ class Trainer:
 
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
-    "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "decay_steps",
-    "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
+    "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
+    "decay_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
 
 

@@ -17,8 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from lmlab import checkpoint, events, hub, lab, storybook
 from lmlab.data import IGNORED, DataLoader, WindowDataset, load_text
+from lmlab.loading import load_model_and_tokenizer
+from lmlab.optim import create_optimizer
 from lmlab.sampling import write_samples
 from lmlab.tokenizers import HFTokenizer
+from lmlab.trainer import Trainer
 
 BEGIN, END = "<|begin|>", tiny_models.END_OF_TEXT
 CONFIG = {**TINY, "model_name": "tiny", "precision": "fp32", "eval_cadence": 3, "sampling_prompt": "The"}
@@ -146,8 +149,23 @@ def test_a_run_goes_on_as_it_began_also_one_of_before(models: Path, documents: P
     assert resumed.series("loss")[1].tolist() == straight.series("loss")[1].tolist()
     assert straight.newest_checkpoint is not None
     old = checkpoint.load(straight.newest_checkpoint)
-    assert old.state["data"].pop("begin_of_text_id") is not None
+    assert old.state.pop("begin_of_text_id") is not None
     trainer = lab.rebuild(old, lab.read_config(straight.config), load_text(documents), straight.folder)
     assert trainer.train_dataloader.dataset.begin_id is None
     assert trainer.val_dataloader.dataset.begin_id is None
     assert trainer.tokenizer.begin_of_text_id is None
+
+
+def test_a_trainer_put_together_by_hand_comes_back_with_it(models: Path, tmp_path: Path) -> None:
+    adapter, tokenizer = load_model_and_tokenizer(models / "tiny")
+    config = lab.read_config(CONFIG)
+    trainer = Trainer(adapter, create_optimizer(adapter.model, config), config, tokenizer=tokenizer)
+    trainer.save_checkpoint(tmp_path / "saved")
+    back = Trainer.from_checkpoint(tmp_path / "saved")
+    assert back.tokenizer.begin_of_text_id == tokenizer.begin_of_text_id is not None
+    assert back.sample() == trainer.sample()
+    assert load_model_and_tokenizer(tmp_path / "saved")[1].begin_of_text_id == tokenizer.begin_of_text_id
+    altered = json.loads((tmp_path / "saved" / "state.json").read_text())
+    del altered["begin_of_text_id"]  # as older versions wrote it
+    (tmp_path / "saved" / "state.json").write_text(json.dumps(altered))
+    assert load_model_and_tokenizer(tmp_path / "saved")[1].begin_of_text_id is None

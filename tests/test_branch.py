@@ -83,6 +83,8 @@ def test_a_branch_of_a_registered_branch_comes_from_that(base: str, corpus: Path
     assert Registry().get("early").fine_tuned_from == base
     with pytest.raises(UsageError, match="--resume with --model-name NEW branches off under a new name"):
         lab.resume(one.folder, model_name="three", listeners=[])
+    with pytest.raises(UsageError, match=f"model_name=other contradicts the checkpoint .* has model_name={base}"):
+        lab.branch(one.folder, "three", listeners=[], model_name="other")
 
 
 def test_a_branch_may_change_all_but_what_its_weights_rest_on(custom: lab.Run, corpus: Path) -> None:

@@ -210,6 +210,14 @@ def test_hidden_files_that_programs_leave_are_no_damage(tmp_path: Path, name: st
         checkpoint.load(folder)
 
 
+def test_a_hidden_chat_template_is_damage_because_it_would_be_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "step-00000003")
+    (folder / "tokenizer" / "additional_chat_templates").mkdir(parents=True)
+    (folder / "tokenizer" / "additional_chat_templates" / "._tool.jinja").write_text("left by a program")
+    with pytest.raises(CheckpointError, match=r"_tool\.jinja is not in the checkpoint's manifest"):
+        checkpoint.load(folder)
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 

@@ -136,12 +136,14 @@ def matrices(model: nn.Module, *besides: str) -> set[str]:
     return {n for n, p in model.named_parameters() if p.dim() == 2 and not any(word in n for word in besides)}
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gpt2", "mamba"])
-def test_muon_takes_the_weights_of_linear_layers_alone(kind: str, tmp_path: Path) -> None:
-    model = load_adapter(tiny_models.make(tmp_path / kind, kind)).model
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "mixtral", "gpt2", "mamba"])
+def test_muon_takes_the_matrices_that_multiply_inside(kind: str, tmp_path: Path) -> None:
+    adapter = load_adapter(tiny_models.make(tmp_path / kind, kind))
+    model = adapter.model
     taken = names_of_muon(model)
     assert taken == matrices(model, "embed", "lm_head", "wte", "wpe", "A_log")
     assert (taken == matrices(model, "embed", "head", "wte")) == (kind not in ("gpt2", "mamba"))  # as it was before
+    assert {name.removeprefix("model.") for name in names_of_muon(adapter)} == taken
     assert any("wpe" in name or "A_log" in name for name in matrices(model)) == (kind in ("gpt2", "mamba"))
 
 

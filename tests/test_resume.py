@@ -419,6 +419,9 @@ def test_a_copied_checkpoint_is_saved_in_its_new_folder_before_the_first_step(ru
     assert (stopped.folder, stopped.status) == (run, "stopped")
     assert checkpoint.steps(run / "checkpoints") == [3]
     assert lab.resume("r-1", listeners=[]).status == "completed"
+    shutil.rmtree(run / "checkpoints")  # as if it had been killed before that save
+    assert lab.resume(tmp_path / "copy", listeners=[]).status == "completed"
+    assert checkpoint.steps(run / "checkpoints") == [3, 6]
     shutil.rmtree(run)
     shutil.copytree(tmp_path / "away" / "checkpoints" / "step-00000006", tmp_path / "end")
     assert lab.resume(tmp_path / "end", listeners=[]).status == "completed"

@@ -335,6 +335,13 @@ def test_harmless_settings_of_the_same_names_are_no_reason_to_refuse(tmp_path: P
     assert Tokenizer.load(bert(tmp_path / "bert", {}, **settings)).vocab_size > 4
 
 
+def test_numbers_and_folders_of_a_models_config_are_its_own(hf_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(hf_folder, tmp_path / "copy")
+    values = {"model_type": "qwen2", "n_vocab": 50257, "vision": {"drop_path": 0}, "output_dir": "."}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(values))
+    assert HFTokenizer(tmp_path / "copy").encode("the").tolist() == HFTokenizer(hf_folder).encode("the").tolist()
+
+
 def test_links_out_of_a_tokenizers_folder_are_refused(hf_folder: Path, secrets: Path, tmp_path: Path) -> None:
     copy = rewritten(hf_folder, tmp_path)
     (copy / "model.safetensors").symlink_to(secrets)  # none of its files
