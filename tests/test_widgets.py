@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from ipywidgets.widgets.widget import _instances
 from run_logs import write_run
@@ -20,6 +21,15 @@ from lmlab.errors import ConfigError
 from lmlab.settings import settings
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """What a test launched and did not stop, as one that fails does not, would train for hours."""
+    yield
+    for child in psutil.Process().children():
+        if "lmlab.cli" in child.cmdline():
+            child.kill()
 
 
 @pytest.fixture
