@@ -162,7 +162,7 @@ def test_the_plan_of_seven_billion_weights_is_that_of_the_page():
         share = shares.share(
             memory.shape_of(adapter.architecture()),
             config.updated(batch_size=int(batch_size), gradient_accumulation_steps=int(accumulation)),
-            together.groups_of(adapter),
+            together.groups_of(adapter, "fsdp"),
             world_size=int(world_size),
             strategy="fsdp",
             precision="bf16",
