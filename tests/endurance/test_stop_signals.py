@@ -138,7 +138,7 @@ def check_an_interrupted_run(folder: Path, status: int, number: int, sent: float
     assert status == 128 + number, Path("said.txt").read_text()
     said = Path("said.txt").read_text().splitlines()
     step = check_a_stopped_log(folder, sent)
-    assert f"stopped at step {step}; go on with: python main.py --resume {folder}" in said
+    assert f"stopped at step {step}; go on with: python main.py --resume {folder.absolute()}" in said
     assert not any(line.startswith(("Traceback", "error:")) for line in said)
 
 
