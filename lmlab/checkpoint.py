@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from lmlab.errors import CheckpointError
 from lmlab.files import (
     describe_os_error,
     dump_json,
+    is_hidden,
     move_folder,
     new_folder_beside,
     read_json,
@@ -217,18 +218,13 @@ def errors_named(folder: Path) -> Iterator[None]:
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The size in bytes and sha256 of every file below a folder, but for the manifest itself and hidden ones."""
-    names = sorted(name for name in files_below(folder) if not is_hidden(name))
+    names = sorted(name for name in files_below(folder) if not is_hidden(PurePath(name)))
     return plain_manifest({name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in names})
 
 
 def files_below(folder: Path) -> set[str]:
     """The files of a checkpoint but for its manifest, by their paths from its folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a path is one that JupyterLab or a file manager leaves in a folder that somebody looked into."""
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def plain_manifest(listed: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
@@ -245,7 +241,7 @@ def verify(folder: Path | str) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
-    found = {name for name in files_below(folder) if name in listed or not is_hidden(name)}
+    found = {name for name in files_below(folder) if name in listed or not is_hidden(PurePath(name))}
     found |= {
         name for name in files_below(folder) if name.endswith(".jinja")
     }  # which transformers reads, hidden or not

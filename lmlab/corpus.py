@@ -20,7 +20,7 @@ import numpy as np
 from lmlab import storybook, token_cache
 from lmlab.config import find_file
 from lmlab.errors import DataError, TokenizerError
-from lmlab.files import describe_os_error, sha256_bytes, sha256_file
+from lmlab.files import describe_os_error, is_hidden, sha256_bytes, sha256_file
 from lmlab.tokenizers import SEPARATOR, Ids, Tokenizer
 from lmlab.words import size
 
@@ -154,7 +154,7 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = [file for file in sorted(path.rglob("*.txt")) if file.is_file()]
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    return [file for file in found if not is_hidden(file.relative_to(path))]
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

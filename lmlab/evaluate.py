@@ -16,6 +16,7 @@ from torch import Tensor
 from lmlab.adapters.base import BaseAdapter
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.devices import autocast
+from lmlab.modes import in_mode
 from lmlab.ranks import ALONE, World
 from lmlab.tokenizers import SEPARATOR, Tokenizer
 
@@ -91,17 +92,13 @@ def evaluate(
     n_bytes: from `count_bytes`, which needs to be asked once. world: who evaluates together, each a share of every
     batch; all get the whole.
     """
-    was_training = adapter.training
-    adapter.eval()
     own_total, n_tokens = 0.0, 0
-    try:
+    with in_mode(adapter, training=False):
         for batch in batches_of(loader, max_batches):
             inputs_BT, targets_BT = own_rows(batch.inputs_BT.to(device), batch.targets_BT.to(device), world)
             with autocast(precision, device):
                 own_total += float(adapter(inputs_BT, targets_BT, "sum"))
             n_tokens += int((batch.targets_BT != IGNORED).sum())
-    finally:
-        adapter.train(was_training)
     if world.alone:  # on any device: Apple's has no float64
         return Evaluation(own_total, n_tokens, n_bytes)
     total = float(world.sum(torch.tensor(own_total, dtype=torch.float64, device=device)))
@@ -111,12 +108,8 @@ def evaluate(
 @torch.no_grad()
 def token_losses(adapter: BaseAdapter, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """The loss of every target in nats, losses_BT in fp32; 0 where a target does not count. Dropout is off."""
-    was_training = adapter.training
-    adapter.eval()
-    try:
+    with in_mode(adapter, training=False):
         logits_BTV = adapter.logits(inputs_BT).float()
-    finally:
-        adapter.train(was_training)
     return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,13 +16,8 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
 CHUNK = 1 << 20
@@ -229,6 +225,11 @@ def sha256_file(path: Path | str) -> str:
     """The sha256 of a file's content in hexadecimal digits, read in pieces. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a relative path is one that editors and file managers keep copies and notes in: a part begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def tree_size(path: Path | str) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import DivergedError
+from lmlab.modes import in_mode
 
 COLDEST = 1e-6  # a lower temperature takes the likeliest token, as 0 does: logits divided by it would overflow
 
@@ -118,9 +119,7 @@ def generate(
     fresh_BT = open_document(prompt_BT, model.end_of_text_id) if use_cache else prompt_BT
     end, ended_B1 = model.end_of_text_id, torch.zeros_like(prompt_BT[:, :1], dtype=torch.bool)
     begins_anew = use_cache and end is not None and bool((prompt_BT[:, -1] == end).all())
-    was_training = model.training
-    model.train(False)
-    try:
+    with in_mode(model, training=False):
         for _ in range(settings.max_new_tokens):
             if ids_BT.size(1) >= limit:
                 break
@@ -136,6 +135,4 @@ def generate(
                 on_token(next_B1)
             if end is not None and bool(ended_B1.all()):
                 break
-    finally:
-        model.train(was_training)
     return ids_BT

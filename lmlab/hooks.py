@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.errors import ConfigError
+from lmlab.modes import in_mode
 from lmlab.ranks import whole
 
 DEFAULT_CADENCE = 10
@@ -106,9 +107,5 @@ def activate(names: Sequence[str]) -> list[ActiveHook]:
 @torch.no_grad()
 def measure(active: ActiveHook, model: Any, inputs_BT: Tensor) -> dict[str, Any]:
     """One measurement on the first windows of a batch; the model is left in the mode it was in."""
-    was_training = model.training
-    model.train(False)
-    try:
+    with in_mode(model, training=False):
         return active.hook.measure(model, inputs_BT[:MEASURED_WINDOWS])
-    finally:
-        model.train(was_training)

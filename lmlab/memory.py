@@ -38,6 +38,10 @@ HOLES = 0.5
 UTILIZATION = {"bf16": 0.4, "fp32": 0.65}
 SECONDS_PER_SAMPLED_TOKEN_AND_LAYER = 4e-4  # a pass over one token is overhead alone
 LOG_LINE = 300  # a step event of the log
+CHECKPOINT_REST = (
+    14_000  # what a checkpoint holds besides weights and optimizer: state, random numbers, names of tensors
+)
+RUN_REST = 6_000  # what a run holds besides: its config, and the first lines of its log
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def estimate(
     loaded = LIBRARIES + (COMPILER if config.activation_checkpointing or config.compile else 0)
     libraries, allocator = (loaded, round(HOLES * activations)) if device == "cpu" else (0, 0)
     n_checkpoints, n_at_peak = checkpoints_kept(config)
-    log = LOG_LINE * config.max_steps
+    each, besides = weights + optimizer + CHECKPOINT_REST, RUN_REST + LOG_LINE * config.max_steps
     tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.max_seq_len
     flops_per_step = flops_per_token * tokens_per_step
     speed = peak_flops * UTILIZATION[precision]
@@ -183,10 +187,10 @@ def estimate(
         libraries=libraries,
         allocator=allocator,
         memory=libraries + allocator + weights + optimizer + at_once,
-        checkpoint=weights + optimizer,
+        checkpoint=each,
         n_checkpoints=n_checkpoints,
-        disk=n_checkpoints * (weights + optimizer) + log,
-        disk_peak=n_at_peak * (weights + optimizer) + log,
+        disk=n_checkpoints * each + besides,
+        disk_peak=n_at_peak * each + besides,
         tokens=steps * tokens_per_step,
         epochs=steps * tokens_per_step / n_train if n_train else None,
         flops_per_step=flops_per_step,

@@ -19,6 +19,7 @@ from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError
 from lmlab.memory import FLOAT
+from lmlab.modes import in_mode
 from lmlab.shares import BUCKET
 
 BYTES_PER_WEIGHT = 16  # of training in fp32: the weight, its gradient, and AdamW's two moments
@@ -144,13 +145,11 @@ def order_buckets(replica: nn.Module, adapter: BaseAdapter) -> None:
     It then orders its buckets by when their gradients come, and with them the sums of three ranks or more: a resumed run
     would add up its first step in another order than one that was not interrupted.
     """
-    was_training, device = adapter.training, next(adapter.parameters()).device
-    adapter.eval()  # no dropout, and so no random numbers
-    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    replica(ids_BT[:, :1], ids_BT[:, 1:], "sum").backward()
+    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(adapter.parameters()).device)
+    with in_mode(adapter, training=False):  # no dropout, and so no random numbers
+        replica(ids_BT[:, :1], ids_BT[:, 1:], "sum").backward()
     for parameter in adapter.parameters():
         parameter.grad = None
-    adapter.train(was_training)
 
 
 def accumulating(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

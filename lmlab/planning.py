@@ -22,8 +22,7 @@ from lmlab.errors import TokenizerError, UsageError
 from lmlab.memory import Estimate
 from lmlab.registry import Registry
 from lmlab.session import ignored_settings
-from lmlab.shares import share
-from lmlab.together import Together, groups_of, plan_together
+from lmlab.together import Together, plan_together, share_of
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -62,15 +61,7 @@ def plan(trainer: Trainer) -> Plan:
     whole = estimate(trainer.model, config, device, n_train, n_val, steps)
     if trainer.strategy is None:
         return Plan(whole, devices.memory_of(device))
-    own = share(
-        memory.shape_of(trainer.model.architecture()),
-        config,
-        groups_of(trainer.model, trainer.strategy),
-        world_size=world.size,
-        strategy=trainer.strategy,
-        precision=trainer.precision,
-        device=device.type,
-    )
+    own = share_of(trainer.model, config, world.size, trainer.strategy, trainer.precision, device.type)
     each = replace(whole, memory=own.memory, seconds=whole.seconds / world.size)
     return Plan(each, parallel.memory_for_each(device, world.size), world.size)
 

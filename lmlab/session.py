@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import json
 import math
 import os
@@ -57,8 +56,10 @@ def train(
     assert trainer.folder is not None
     folder, world = trainer.folder, trainer.world
     with run_folder(folder, new=resumed_from is None, world=world):
+        has_checkpoint = True  # or is to get one in its time
         if resumed_from is not None:
             found = json.loads(world.first(lambda: step_back(folder, trainer)))
+            has_checkpoint = found["saved"]
             trainer.best_saved_loss = float(found["best_loss"])
             trainer.recall(found["last"])
         world.first(lambda: write_config(trainer, folder))
@@ -71,7 +72,7 @@ def train(
                 trainer.tell("run_start", **start_event(trainer, resumed_from))
                 for message in (*warnings, *ignored_settings(trainer.config)):
                     trainer.tell("warning", message=message)
-                if resumed_from is not None and not world.first(lambda: newest_step(folder)):
+                if not has_checkpoint:
                     trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
                 with devices.out_of_memory_as_error(SMALLER_STEPS):
                     status = trainer.fit(should_stop=lambda: world.any(signals()))
@@ -87,22 +88,19 @@ def train(
     return (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may have been asked
 
 
-def newest_step(folder: Path) -> str:
-    """The step of the newest checkpoint of a run, as text; none where it has none."""
-    return "".join(map(str, checkpoint.steps(folder / "checkpoints")[-1:]))
-
-
 def step_back(folder: Path, trainer: Trainer) -> str:
     """Make ready to go on where the Trainer stands: what came after it moves aside, what was to be pruned goes.
 
-    Returns JSON: the lowest validation loss that is saved, and the step of the newest event of each kind in the log.
+    Returns JSON: the lowest validation loss that is saved, whether anything is, and the step of the newest event of each
+    kind in the log.
     """
     with disk_errors(folder):
         set_aside_after(folder, trainer.step)
         best_loss = point_at_best(folder)
         checkpoint.prune(folder / "checkpoints", trainer.config.keep_checkpoints)
     last = {event["event"]: event.get("step") for event in events.read(folder / LOG)}
-    return json.dumps({"best_loss": best_loss, "last": last})
+    saved = bool(checkpoint.steps(folder / "checkpoints"))
+    return json.dumps({"best_loss": best_loss, "saved": saved, "last": last})
 
 
 def write_config(trainer: Trainer, folder: Path) -> None:
@@ -224,8 +222,8 @@ def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | No
     A run that saved nothing yet has lost nothing: its folder goes, so that it can begin anew under its name.
     """
     launcher = ranks.launcher()
-    found = runs_dir.glob(f"{glob.escape(run_name or '') or '*'}/{PROCESS}")
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+    pattern = "*" if run_name is None else run_name  # in which no character has a meaning of its own
+    for path in sorted(runs_dir.glob(f"{pattern}/{PROCESS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             process = read_json(path)
         except (OSError, ValueError):

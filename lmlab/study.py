@@ -20,6 +20,7 @@ from lmlab.errors import ConfigError, DivergedError, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.hub import import_model
 from lmlab.lab import Run
+from lmlab.modes import in_mode
 from lmlab.record import find_runs
 from lmlab.registry import Entry, Registry
 from lmlab.sampling import load_writer, sampling_settings, write
@@ -266,12 +267,9 @@ class Look:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
         self.tokens = [self._tokenizer.decode([i]) for i in ids]
         ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
-        was_training = self._adapter.training
-        self._adapter.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_mode(self._adapter, training=False):
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
             self.hidden_L = [x_BTD.float() for x_BTD in self._adapter.hidden_states(ids_BT)]
-        self._adapter.train(was_training)
 
     @functools.cached_property
     def logits_LTV(self) -> Tensor:

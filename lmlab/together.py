@@ -147,21 +147,28 @@ def plan_together(
     target = target_for(device_name, config, world_size)
     chosen = parallel.strategy_for(config, adapter.n_parameters(), target.memory, world_size)
     assert chosen is not None
-    found = share(
-        memory.shape_of(adapter.architecture()),
-        config,
-        groups_of(adapter, chosen),
-        world_size=world_size,
-        strategy=chosen,
-        precision=target.precision,
-        device=target.kind,
-    )
+    found = share_of(adapter, config, world_size, chosen, target.precision, target.kind)
     seconds = None
     if target.teraflops is not None:
         tokens = config.batch_size * config.gradient_accumulation_steps * config.max_seq_len
         flops = adapter.flops_per_token(config.max_seq_len) * tokens * (4 / 3 if config.activation_checkpointing else 1)
         seconds = flops / (world_size * target.teraflops * 1e12 * memory.UTILIZATION[target.precision])
     return Together(target, found, rehearse(make, config, world_size, chosen, target.precision), seconds)
+
+
+def share_of(
+    adapter: BaseAdapter, config: TrainingConfig, world_size: int, strategy: str, precision: str, device: str
+) -> Share:
+    """One process's share of the training of an adapter, whose weights need not be there. Arguments as for `share`."""
+    return share(
+        memory.shape_of(adapter.architecture()),
+        config,
+        groups_of(adapter, strategy),
+        world_size=world_size,
+        strategy=strategy,
+        precision=precision,
+        device=device,
+    )
 
 
 def groups_of(adapter: BaseAdapter, strategy: str) -> list[list[tuple[int, ...]]]:

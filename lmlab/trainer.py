@@ -6,6 +6,7 @@ B batch, T time.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ class Trainer:
         self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
         self._n_val_bytes: int | None = None
+        self._flops_per_token = functools.cache(self.model.flops_per_token)  # every step asks, of the same context
         if config.activation_checkpointing:
             self.model.enable_activation_checkpointing()
         if config.compile:
@@ -167,7 +169,7 @@ class Trainer:
     def _utilization(self, tokens_per_second: float, context: int) -> float:
         """The share of the machine's measured peak arithmetic that the step reached."""
         peak = self.world.size * devices.peak_flops(self.device, self.precision, torch.get_num_threads())
-        return round(tokens_per_second * self.model.flops_per_token(context) / peak, 4)
+        return round(tokens_per_second * self._flops_per_token(context) / peak, 4)
 
     def _mind_cadences(self, batch: Batch) -> None:
         for active in self.hooks:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "files", "devices", "gguf_header", "plain_yaml", "problems", "ranks", "words"},
+    {"errors", "files", "devices", "gguf_header", "modes", "plain_yaml", "problems", "ranks", "words"},
     {
         "storybook",
         "storybook_grammar",

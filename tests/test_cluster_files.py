@@ -119,15 +119,6 @@ def test_sbatch_takes_the_directives(tmp_path: Path, unused_port: int):
     assert "unrecognized option '--nodez=2'" in said(wrong)
 
 
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 # --- both: what they start
 
 

@@ -54,10 +54,8 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
     "mamba": {},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},  # has an infinity in its config
 }
-FUSED = {"gpt2", "gemma2", "opt", "bloom", "lfm2"} ^ {
-    *CORE,
-    *OTHERS,
-}  # what has norms or feed-forwards that are replaced
+# What has norms or feed-forwards that are replaced.
+FUSED = {*CORE, *OTHERS} - {"gpt2", "gemma2", "opt", "bloom", "lfm2"}
 IN_BLOCKS = {*CORE, *OTHERS} - {"gemma2", "opt", "bloom", "granite", "doge", "mamba", "mamba2"}  # plain attention
 END = 0  # the id of end-of-text in the tiny tokenizer
 
@@ -442,9 +440,8 @@ def test_the_last_state_is_read_as_the_logits(folders: dict[str, Path], family: 
 
 
 def test_a_state_is_not_read_where_norm_or_head_are_not_known(folders: dict[str, Path], tmp_path: Path) -> None:
-    modernbert = tiny_models.make(
-        tmp_path / "model", "modernbert-decoder", pad_token_id=0
-    )  # has layers before its head
+    # This has layers before its head.
+    modernbert = tiny_models.make(tmp_path / "model", "modernbert-decoder", pad_token_id=0)
     for adapter in (load(folders["opt"]), load(modernbert), CausalLMAdapter(Doubled.from_pretrained(folders["llama"]))):
         with pytest.raises(ConfigError, match=f"the final norm and head of {adapter.architecture_type} are not known"):
             adapter.unembed(torch.zeros(1, 1, 32))

@@ -226,7 +226,7 @@ def test_disk_is_what_a_run_leaves(
     adapter, _ = run.load()
     found = estimate(adapter, config)
     assert found.n_checkpoints == len(checkpoint.steps(run.folder / "checkpoints"))
-    small = 25_000 * found.n_checkpoints  # state, tokenizer, random numbers, headers
+    small = 20_000 * found.n_checkpoints  # state, tokenizer, random numbers, headers
     assert found.disk == pytest.approx(tree_size(run.folder), rel=0.02, abs=small)
 
 

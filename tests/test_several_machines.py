@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cluster_files import unused_port as unused_port
 from torchrun import MAIN, ROOT, agent
 
 from lmlab import checkpoint, lab

@@ -13,7 +13,7 @@ import yaml
 from safetensors import safe_open
 from torchrun import MAIN, worked
 
-from lmlab import hub, memory, planning, rehearsal, shares, together
+from lmlab import hub, planning, rehearsal, shares, together
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError, UsageError
@@ -159,15 +159,8 @@ def test_the_plan_of_seven_billion_weights_is_that_of_the_page():
         names = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")
         adapter = CustomTransformerAdapter(Transformer(60, **{name: getattr(config, name) for name in names}))
     for world_size, batch_size, accumulation, *stated in rows:
-        share = shares.share(
-            memory.shape_of(adapter.architecture()),
-            config.updated(batch_size=int(batch_size), gradient_accumulation_steps=int(accumulation)),
-            together.groups_of(adapter, "fsdp"),
-            world_size=int(world_size),
-            strategy="fsdp",
-            precision="bf16",
-            device="cuda",
-        )
+        own = config.updated(batch_size=int(batch_size), gradient_accumulation_steps=int(accumulation))
+        share = together.share_of(adapter, own, int(world_size), "fsdp", "bf16", "cuda")
         assert stated == [size(each) for each in (share.memory, share.gathered, share.activations, share.sent)]
 
 

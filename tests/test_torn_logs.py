@@ -74,4 +74,4 @@ def test_20_kills_and_resumes_leave_every_step_once(nursery: Nursery, corpus: Pa
     summary = json.loads(said.splitlines()[-1])
     assert summary["damaged"] == 0
     assert summary["starts"] >= 10
-    assert summary["steps"] >= 10  # how many depends on the machine
+    assert summary["steps"] >= 40

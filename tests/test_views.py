@@ -492,7 +492,7 @@ def test_drawing_takes_a_twentieth_of_the_time_at_most():
     view({"event": "run_start"})
     for step in range(1, 3001):
         clock.now += 0.01
-        view({"event": "step" if step % 5 else "eval", "step": step, "loss": 2.0, "val_loss": 2.0})
+        view({"event": "step", "step": step, "loss": 2.0})
     assert len(drawn) > 5
     assert min(later - earlier for earlier, later in itertools.pairwise(drawn)) >= 21 * 0.14 - 1e-9
     view({"event": "run_end", "status": "completed"})
@@ -625,7 +625,7 @@ def test_a_kernel_gets_one_output_that_is_replaced(kernel, tmp_path):
     made = [m for m in messages if m["msg_type"] == "display_data"]
     updates = [m for m in messages if m["msg_type"] == "update_display_data"]
     assert len(made) == 1
-    assert 1 <= len(updates) <= 6  # a slow machine draws less often
+    assert len(updates) == 6
     ids = {m["content"]["transient"]["display_id"] for m in made + updates}
     assert len(ids) == 1
     last = updates[-1]["content"]["data"]

@@ -199,33 +199,14 @@ class BaseAdapter(nn.Module, ABC):
     def flops_per_token(self, context: int) -> float:
         """Arithmetic of one training step per token: 6 per weight in a matrix product, and attention's products.
 
-        After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention counted once for all scores. Tables of which
-        a row is looked up multiply nothing, and of routed experts a token meets few.
+        After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention counted once for all scores.
         """
         n_layers, d_model = self.attention_shape()
-        return 6.0 * self._weights_multiplied() + 12.0 * n_layers * d_model * context
+        return 6.0 * self.weights_multiplied() + 12.0 * n_layers * d_model * context
 
-    def _weights_multiplied(self) -> float:
-        """The weights in the matrix products of one token; of routed experts, those of as many as it is sent to."""
-        find_head: Any = getattr(self.model, "get_output_embeddings", lambda: self.embedding)
-        head = getattr(find_head(), "weight", None)
-        looked_up = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
-        n_experts, share = self._experts()
-        total = 0.0
-        for name, parameter in self.model.named_parameters():
-            if parameter.dim() >= 2 and id(parameter) not in looked_up:
-                routed = "experts" in name.split(".") or (parameter.dim() == 3 and parameter.size(0) == n_experts)
-                total += parameter.numel() * (share if routed else 1.0)
-        return total
-
-    def _experts(self) -> tuple[int, float]:
-        """The routed experts of a layer, and the share of them that each token is sent to, as the model's config says."""
-        described: Any = getattr(self.model, "config", None)
-        config = None if described is None else described.get_text_config()
-        counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-        n_experts = next((count for count in counts if isinstance(count, int) and count > 0), 0)
-        active = getattr(config, "num_experts_per_tok", None)
-        return n_experts, active / n_experts if isinstance(active, int) and n_experts else 1.0
+    def weights_multiplied(self) -> float:
+        """The weights in the matrix products of one token."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.dim() >= 2)
 
     @abstractmethod
     def attention_shape(self) -> tuple[int, int]:

@@ -7,8 +7,6 @@ N tokens, D model width, F feed-forward width.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.devices import product_type
+from lmlab.modes import in_mode
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")  # those that linear layers alone read
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -139,14 +138,3 @@ def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
     if not bool(largest.isfinite().all()):  # what the model holds is no numbers; what it computes cannot be seen
         return False
     return one.shape == other.shape and bool(((one - other).abs() <= tolerance * (one.abs() + largest)).all())
-
-
-@contextlib.contextmanager
-def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module as in training or in evaluation for the length of the block."""
-    was_training = module.training
-    module.train(training)
-    try:
-        yield
-    finally:
-        module.train(was_training)

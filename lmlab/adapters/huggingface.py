@@ -19,11 +19,12 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from lmlab.adapters.attention import use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.decoding import Decoding, can_decode
-from lmlab.adapters.fused import fuse, in_mode
+from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.devices import recomputation
 from lmlab.errors import ConfigError
+from lmlab.modes import in_mode
 from lmlab.ranks import any_spread
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f", "embedding_norm")
@@ -218,6 +219,18 @@ class CausalLMAdapter(BaseAdapter):
         folder = Path(folder)
         return cls(build(read_config(folder), read_tensors(folder), dtype, folder))
 
+    def weights_multiplied(self) -> float:
+        """As of any model; but of tables a row is looked up, and of routed experts a token is sent to few."""
+        head = getattr(self.model.get_output_embeddings(), "weight", None)
+        looked_up = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
+        n_experts, share = experts_of(self.model.config.get_text_config())
+        total = 0.0
+        for name, parameter in self.model.named_parameters():
+            if parameter.dim() >= 2 and id(parameter) not in looked_up:
+                routed = "experts" in name.split(".") or (parameter.dim() == 3 and parameter.size(0) == n_experts)
+                total += parameter.numel() * (share if routed else 1.0)
+        return total
+
     def enable_activation_checkpointing(self) -> None:
         """Compute each layer's activations again in the backward pass. Raises ConfigError where the model cannot."""
         if not self.model.supports_gradient_checkpointing:
@@ -345,3 +358,11 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         mixed = first(model(input_ids=ids_BT, use_cache=False))[:, 4:].float()
     leak, difference = (mixed - alone).norm(), (packed - alone).norm()
     return bool(difference <= 0.1 * leak)
+
+
+def experts_of(config: PreTrainedConfig) -> tuple[int, float]:
+    """The routed experts of a layer (0 where there are none), and the share of them that each token is sent to."""
+    counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    n_experts = next((count for count in counts if isinstance(count, int) and count > 0), 0)
+    active = getattr(config, "num_experts_per_tok", None)
+    return n_experts, active / n_experts if isinstance(active, int) and n_experts else 1.0

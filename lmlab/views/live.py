@@ -123,8 +123,8 @@ class Display:
 class Pace:
     """Says when to draw: at most DRAWS_A_SECOND times in any second, one of them kept for the last.
 
-    What comes often is spread evenly; what is rare is drawn at once while there is room. What takes long to draw, as
-    the curves of a very long run do, is drawn less often: see `took`.
+    What comes often is spread evenly, and less often where drawing takes long, as that of a very long run does: see
+    `took`. What is rare is drawn at once while there is room.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -137,7 +137,7 @@ class Pace:
         now = self._clock()
         full = len(self._drawn) == self._drawn.maxlen and now - self._drawn[0] < 1.0
         soon = bool(self._drawn) and now - self._drawn[-1] < 1.0 / (DRAWS_A_SECOND - 1)
-        if full or (soon and not rare) or now < self._rest_until:
+        if full or (not rare and (soon or now < self._rest_until)):
             return False
         self._drawn.append(now)
         return True
