@@ -74,16 +74,19 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Tensor:
     return torch.stack([torch.cat([angle_TK, angle_TK], dim=-1).cos(), torch.cat([-angle_TK, angle_TK], dim=-1).sin()])
 
 
-def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor) -> Tensor:
-    """Each half of the heads' width times cosine plus the other half times sine, with the table's signs; a new tensor."""
+def turned(x_BHTK: Tensor, cosine_TK: Tensor, sine_TK: Tensor, y_BHTK: Tensor | None = None) -> Tensor:
+    """Each half of the heads' width times cosine plus the other half times sine, with the table's signs.
+
+    A new tensor, or y_BHTK, where that is given, unless a compiler makes the code.
+    """
     half = x_BHTK.size(-1) // 2
     # Of a single token, fewer operations count for more than passes over memory; and a compiler joins those.
     if x_BHTK.size(-2) == 1 or torch.compiler.is_compiling():
         return torch.addcmul(x_BHTK * cosine_TK, x_BHTK.roll(half, -1), sine_TK)
     first, second = x_BHTK[..., :half], x_BHTK[..., half:]
-    y_BHTK = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
-    torch.mul(first, cosine_TK[:, :half], out=y_BHTK[..., :half]).addcmul_(second, sine_TK[:, :half])
-    torch.mul(second, cosine_TK[:, half:], out=y_BHTK[..., half:]).addcmul_(first, sine_TK[:, half:])
+    y_BHTK = x_BHTK.new_empty(x_BHTK.shape) if y_BHTK is None else y_BHTK
+    torch.mul(first, cosine_TK[..., :half], out=y_BHTK[..., :half]).addcmul_(second, sine_TK[..., :half])
+    torch.mul(second, cosine_TK[..., half:], out=y_BHTK[..., half:]).addcmul_(first, sine_TK[..., half:])
     return y_BHTK
 
 
@@ -125,41 +128,61 @@ class BlockCausalAttention(torch.autograd.Function):
     """Causal attention by plain products over blocks of queries, each with the keys up to its end: T = S, no mask.
 
     Blocks leave out nearly half of the scores. The backward pass keeps the probabilities and makes five products of
-    them, as in Dao et al. 2022 (appendix B) but for the recomputation. Products write, or add, to where their result
-    belongs and scale it on the way.
+    them, as in Dao et al. 2022 (appendix B) but for the recomputation. Where several heads share keys and values
+    (Ainslie et al. 2023), their queries lie one below the other, R rows to a block, and no key is repeated. N = B × G.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-        q_NTK, k_NTK, v_NTK = q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1), v_BHTK.flatten(0, 1)
-        scale, T = 1.0 / math.sqrt(q_BHTK.size(-1)), q_NTK.size(1)
-        y_NTK, kept = torch.empty_like(q_NTK), []
+    def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        T, G = k_BGTK.size(-2), k_BGTK.size(1)
+        k_NTK, v_NTK = k_BGTK.flatten(0, 1), v_BGTK.flatten(0, 1)
+        scale, y_BHTK, kept = 1.0 / math.sqrt(q_BHTK.size(-1)), q_BHTK.new_empty(q_BHTK.shape), []
         for start in range(0, T, ATTENTION_BLOCK):
             stop = min(start + ATTENTION_BLOCK, T)
-            scores_NQS = q_NTK.new_empty(q_NTK.size(0), stop - start, stop)
-            into(scores_NQS, q_NTK[:, start:stop], k_NTK[:, :stop].mT, scale)
-            scores_NQS[..., start:] += q_NTK.new_full((stop - start, stop - start), -math.inf).triu(1)  # later tokens
-            kept.append(torch.softmax(scores_NQS, dim=-1, out=scores_NQS))
-            into(y_NTK[:, start:stop], kept[-1], v_NTK[:, :stop])
-        ctx.save_for_backward(q_NTK, k_NTK, v_NTK, *kept)
-        ctx.scale, ctx.shape = scale, q_BHTK.shape
-        return y_NTK.view(q_BHTK.shape)
+            q_NRK = rows_of(q_BHTK[:, :, start:stop], G)
+            scores_NRS = q_NRK.new_empty(*q_NRK.shape[:2], stop)
+            into(scores_NRS, q_NRK, k_NTK[:, :stop].mT, scale)
+            later = q_NRK.new_full((stop - start, stop - start), -math.inf).triu(1)
+            scores_NRS.view(-1, stop - start, stop)[..., start:] += later
+            kept.append(torch.softmax(scores_NRS, dim=-1, out=scores_NRS))
+            into_heads(y_BHTK[:, :, start:stop], kept[-1], v_NTK[:, :stop])
+        ctx.save_for_backward(q_BHTK, k_BGTK, v_BGTK, *kept)
+        ctx.scale = scale
+        return y_BHTK
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_NTK, k_NTK, v_NTK, *kept = ctx.saved_tensors
-        dy_NTK = gradients[0].flatten(0, 1)
-        dq_NTK, dk_NTK, dv_NTK = torch.empty_like(q_NTK), torch.empty_like(k_NTK), torch.empty_like(v_NTK)
+        q_BHTK, k_BGTK, v_BGTK, *kept = ctx.saved_tensors
+        dq_BHTK, dk_BGTK, dv_BGTK = (
+            x.new_empty(x.shape) for x in (q_BHTK, k_BGTK, v_BGTK)
+        )  # contiguous, as x may not be
+        k_NTK, v_NTK, dk_NTK, dv_NTK = (x.flatten(0, 1) for x in (k_BGTK, v_BGTK, dk_BGTK, dv_BGTK))
         for block in reversed(range(len(kept))):  # the last block reaches all keys, the others add to what it wrote
-            probabilities_NQS, start = kept[block], block * ATTENTION_BLOCK
-            stop = start + probabilities_NQS.size(1)
-            adds, dy_NQK = block < len(kept) - 1, dy_NTK[:, start:stop]
-            into(dv_NTK[:, :stop], probabilities_NQS.mT, dy_NQK, add=adds)
-            d_NQS = torch.bmm(dy_NQK, v_NTK[:, :stop].mT)
-            d_NQS = torch._softmax_backward_data(d_NQS, probabilities_NQS, -1, d_NQS.dtype)
-            into(dq_NTK[:, start:stop], d_NQS, k_NTK[:, :stop], ctx.scale)
-            into(dk_NTK[:, :stop], d_NQS.mT, q_NTK[:, start:stop], ctx.scale, add=adds)
-        return dq_NTK.view(ctx.shape), dk_NTK.view(ctx.shape), dv_NTK.view(ctx.shape)
+            probabilities_NRS, start, adds = kept[block], block * ATTENTION_BLOCK, block < len(kept) - 1
+            stop = probabilities_NRS.size(-1)
+            q_NRK, dy_NRK = (rows_of(x[:, :, start:stop], k_BGTK.size(1)) for x in (q_BHTK, gradients[0]))
+            into(dv_NTK[:, :stop], probabilities_NRS.mT, dy_NRK, add=adds)
+            d_NRS = torch.bmm(dy_NRK, v_NTK[:, :stop].mT)
+            d_NRS = torch._softmax_backward_data(d_NRS, probabilities_NRS, -1, d_NRS.dtype)
+            into_heads(dq_BHTK[:, :, start:stop], d_NRS, k_NTK[:, :stop], ctx.scale)
+            into(dk_NTK[:, :stop], d_NRS.mT, q_NRK, ctx.scale, add=adds)
+        return dq_BHTK, dk_BGTK, dv_BGTK
+
+
+def rows_of(x_BHQK: Tensor, G: int) -> Tensor:
+    """A block of every head's vectors as x_NRK, the heads of a group one below the other."""
+    return x_BHQK.reshape(x_BHQK.size(0) * G, -1, x_BHQK.size(-1))
+
+
+def into_heads(target_BHQK: Tensor, left_NRS: Tensor, right_NSK: Tensor, scale: float = 1.0) -> None:
+    """Write scale × left @ right, rows as in `rows_of`, to a block of every head's vectors."""
+    target_MQK = target_BHQK.flatten(0, 1)
+    if len(target_MQK) == len(left_NRS):  # each head has its own keys, and its rows their order
+        into(target_MQK, left_NRS, right_NSK, scale)
+    else:
+        product_NRK = right_NSK.new_empty(*left_NRS.shape[:2], right_NSK.size(-1))
+        into(product_NRK, left_NRS, right_NSK, scale)
+        target_BHQK.copy_(product_NRK.view(target_BHQK.shape))
 
 
 def into(target: Tensor, left: Tensor, right: Tensor, scale: float = 1.0, add: bool = False) -> None:

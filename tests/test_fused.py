@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNormGated
 
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm, fuse, is_root_mean_square
+from lmlab.loading import load_adapter
 
 FUSED = {"qwen2": 7, "qwen3": 7, "llama": 7}  # of two layers: two norms and a feed-forward in each, and the last norm
 
@@ -54,6 +56,22 @@ def test_loss_and_gradients_are_those_of_transformers(model_type: str, tmp_path:
     ids_BT = torch.arange(12)[None]
     with torch.no_grad():  # their own code
         assert torch.equal(ours(input_ids=ids_BT).logits, theirs(input_ids=ids_BT).logits)
+
+
+def test_a_deep_copy_computes_with_its_own_weights(tmp_path: Path) -> None:
+    model = load_adapter(tiny_models.make(tmp_path / "model", "qwen3"), dtype=torch.float32)
+    ids_BT = torch.arange(24)[None]
+    before = model.logits(ids_BT)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(model.logits(ids_BT), before)
+    assert not other.logits(ids_BT).any()
+    loss = other.loss(ids_BT[:, :-1], ids_BT[:, 1:])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in other.parameters())
 
 
 OTHER = {

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3_5ForConditionalGeneration
 from transformers.utils import logging
 
+from lmlab.adapters.attention import Turned
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm
 from lmlab.adapters.head import Shaping
 from lmlab.adapters.huggingface import (
@@ -57,6 +58,7 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
 # What has norms or feed-forwards that are replaced.
 FUSED = {*CORE, *OTHERS} - {"gpt2", "gemma2", "opt", "bloom", "lfm2"}
 IN_BLOCKS = {*CORE, *OTHERS} - {"gemma2", "opt", "bloom", "granite", "doge", "mamba", "mamba2"}  # plain attention
+TURNING = {"qwen2", "qwen3", "llama", "mistral"}
 END = 0  # the id of end-of-text in the tiny tokenizer
 
 
@@ -200,7 +202,7 @@ def test_gradients_reach_every_parameter_and_equal_those_of_transformers(
     reference, adapter = for_training(folders[family], tmp_path / "model")
     inputs_BT, targets_BT = batch(length=101)
     calls: set[Any] = set()
-    for function in (RootMeanSquareNorm, GatedFeedForward, BlockCausalAttention):
+    for function in (RootMeanSquareNorm, GatedFeedForward, Turned, BlockCausalAttention):
         monkeypatch.setattr(function, "apply", noting(function, calls))
 
     def theirs() -> Tensor:
@@ -227,6 +229,7 @@ def test_gradients_reach_every_parameter_and_equal_those_of_transformers(
     )
     assert error_of_ours <= 1.5 * usual + 0.01  # what rounding costs; it sends tokens to other experts, too
     assert (BlockCausalAttention in calls) == (family in IN_BLOCKS)
+    assert (Turned in calls) == (family in TURNING)
 
 
 @pytest.mark.parametrize("family", list(OTHERS))

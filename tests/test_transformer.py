@@ -217,9 +217,9 @@ def test_a_longer_table_begins_with_the_shorter_one_bit_for_bit() -> None:
 # --- attention ------------------------------------------------------------------------------------------------------
 
 
-def queries(dtype: torch.dtype, T: int, S: int) -> tuple[Tensor, Tensor, Tensor]:
+def queries(dtype: torch.dtype, T: int, S: int, heads: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(T * 100 + S)
-    q_BHTK = torch.randn(2, 3, T, 8, generator=draw)
+    q_BHTK = torch.randn(2, heads, T, 8, generator=draw)
     k_BHSK, v_BHSK = torch.randn(2, 2, 3, S, 8, generator=draw).unbind(0)
     return q_BHTK.to(dtype), k_BHSK.to(dtype), v_BHSK.to(dtype)
 
@@ -240,20 +240,23 @@ def test_explicit_attention_and_the_fused_kernel_agree(T: int, S: int, window: i
         assert torch.equal(chosen, fused) or dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("heads", [3, 6, 12])  # for three of keys and values
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 128, 150])
-def test_attention_in_blocks_and_its_gradient_are_those_of_the_fused_kernel(T: int) -> None:
+def test_attention_in_blocks_and_its_gradient_are_those_of_the_fused_kernel(T: int, heads: int) -> None:
     results = []
     for attention in (
         BlockCausalAttention.apply,
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        lambda *qkv: BlockCausalAttention.apply(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv)),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
     ):
-        inputs = [x.requires_grad_() for x in queries(torch.double, T, T)]
+        inputs = [x.requires_grad_() for x in queries(torch.double, T, T, heads)]
         y_BHTK = attention(*inputs)
         weights = torch.randn(y_BHTK.shape, dtype=torch.double, generator=torch.Generator().manual_seed(T))
         (y_BHTK * weights).sum().backward()
         results.append([y_BHTK.detach(), *(x.grad for x in inputs)])
-    for one, other in zip(*results, strict=True):
+    for one, otherwise_laid_out, other in zip(*results, strict=True):
         assert torch.allclose(one, other, atol=1e-10)
+        assert torch.allclose(otherwise_laid_out, other, atol=1e-10)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

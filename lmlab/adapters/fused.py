@@ -7,6 +7,7 @@ N tokens, D model width, F feed-forward width.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -37,11 +38,12 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, factor = ctx.saved_tensors
-        normal, dy = x * factor, gradients[0].float()
-        d_weight_D = (dy * normal).flatten(0, -2).sum(dim=0)
-        dy = dy * weight_D
-        along = torch.linalg.vecdot(dy, normal)[..., None].div_(x.size(-1))
-        return dy.addcmul_(normal, along, value=-1).mul_(factor).to(x.dtype), d_weight_D, None
+        dy, x_float, weight_float_D = gradients[0].float(), x.float(), weight_D.float()
+        # The kernel of layer norm at a mean of 0; what it takes off for the gradient of the mean is put back.
+        given = (x.shape[-1:], torch.zeros_like(factor), factor, weight_float_D, None, [True, True, False])
+        dx, d_weight_D, _ = torch.ops.aten.native_layer_norm_backward(dy, x_float, *given)
+        along_mean = torch.linalg.vecdot(dy, weight_float_D)[..., None].div_(x.size(-1))
+        return dx.add_(along_mean.mul_(factor)).to(x.dtype), d_weight_D.to(weight_D.dtype), None
 
 
 class GatedFeedForward(torch.autograd.Function):
@@ -77,31 +79,30 @@ def fuse(model: nn.Module) -> int:
     fused = 0
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in NORMS and is_root_mean_square(module):
-            module.forward = training_or(module.forward, norm_of(module))
+            module.forward = functools.partial(training_or, module.forward, norm_of, module)
             fused += 1
         elif is_gated(module):
-            module.forward = training_or(module.forward, feed_forward_of(module))
+            module.forward = functools.partial(training_or, module.forward, feed_forward_of, module)
             fused += 1
     return fused
 
 
-def training_or(plain: Any, fused: Any) -> Any:
-    """A forward that is `fused` where gradients are wanted and x is all that is given, else `plain`: some take a gate."""
+def training_or(plain: Any, fused: Any, module: nn.Module, x: Tensor, *rest: Any, **more: Any) -> Any:
+    """A module's forward: `fused` where gradients are wanted and x is all that is given, else `plain`; some take a gate.
 
-    def forward(x: Tensor, *rest: Any, **more: Any) -> Any:
-        return fused(x) if torch.is_grad_enabled() and not rest and not more else plain(x, *rest, **more)
-
-    return forward
-
-
-def norm_of(module: Any) -> Any:
-    """The norm of a module of transformers as a function of its input."""
-    return lambda x: RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
+    What a module holds of this is bound to it by `functools.partial`, which a deep copy of the model binds to the copy.
+    """
+    return fused(module, x) if torch.is_grad_enabled() and not rest and not more else plain(x, *rest, **more)
 
 
-def feed_forward_of(module: Any) -> Any:
-    """The feed-forward of a module of transformers as a function of its input."""
-    return lambda x: GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+def norm_of(module: Any, x: Tensor) -> Any:
+    """What the norm of a module of transformers makes of x."""
+    return RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+def feed_forward_of(module: Any, x: Tensor) -> Any:
+    """What the feed-forward of a module of transformers makes of x."""
+    return GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
 
 
 def is_root_mean_square(module: Any) -> bool:
@@ -109,7 +110,7 @@ def is_root_mean_square(module: Any) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not isinstance(getattr(module, "variance_epsilon", None), float):
         return False
-    return same(module, norm_of(module), weight.size(-1), weight)
+    return same(module, norm_of, weight.size(-1), weight)
 
 
 def is_gated(module: Any) -> bool:
@@ -117,12 +118,12 @@ def is_gated(module: Any) -> bool:
     layers: list[Any] = [getattr(module, name, None) for name in GATED]
     if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
         return False
-    return same(module, feed_forward_of(module), layers[0].in_features, layers[0].weight)
+    return same(module, feed_forward_of, layers[0].in_features, layers[0].weight)
 
 
 @torch.no_grad()
 def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
-    """Whether two functions of vectors of a width agree; where tensors have shapes alone, whether that is known."""
+    """Whether a module and a function of it agree on vectors of a width; where tensors are shapes alone, what is known."""
     if weight.is_meta or hasattr(weight, "fake_mode"):
         return type(module).__name__ in KNOWN
     x_D = torch.linspace(-2.0, 3.0, width, device=weight.device)
@@ -130,7 +131,7 @@ def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
     on_gpu = [weight.device] if weight.device.type == "cuda" else []
     try:
         with in_mode(module, training=True), torch.random.fork_rng(on_gpu):  # where dropout shows
-            one, other = module(x).float(), fused(x).float()
+            one, other = module(x).float(), fused(module, x).float()
     except Exception:  # of one that wants more than x, such as a gate, or gives something else than a tensor
         return False
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2

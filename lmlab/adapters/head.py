@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MB in fp32
+LOGITS_IN_CACHE = 1 << 20  # made probabilities at a time on a processor
 WORDS_AT_ONCE = 2048  # whose gradients a processor adds to fp32 sums: few enough for its cache
 
 
@@ -52,29 +53,17 @@ class PlainHeadLoss(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         d_hidden_ND = torch.empty_like(inputs_ND)
         d_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
-        rows = max(1, CHUNK_ELEMENTS // weight_VD.size(0))
-        words = WORDS_AT_ONCE if device == "cpu" else weight_VD.size(0)
+        V, N = weight_VD.size(0), inputs_ND.size(0)
+        rows = max(1, CHUNK_ELEMENTS // V)
+        room_CV = inputs_ND.new_empty(min(rows, N), V)
         for chunk_CD, out_CD, targets_C in zip(
             inputs_ND.split(rows), d_hidden_ND.split(rows), targets_N.split(rows), strict=True
         ):
-            counted_C1 = (targets_C != IGNORED)[:, None]
-            index_C1 = targets_C.clamp_min(0)[:, None]
-            logits_CV = (chunk_CD @ matrix_VD.mT).float()
-            logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
-            wanted_C1 = logits_CV.gather(1, index_C1)
-            sums_C1 = logits_CV.exp_().sum(dim=1, keepdim=True)
-            total += (sums_C1.log() - wanted_C1).masked_fill_(~counted_C1, 0.0).sum()
-            d_logits_CV = logits_CV.mul_(counted_C1 / sums_C1)
-            d_logits_CV.scatter_add_(1, index_C1, -counted_C1.float())
-            d_logits_CV = d_logits_CV.to(dtype)
+            d_logits_CV = torch.mm(chunk_CD, matrix_VD.mT, out=room_CV[: chunk_CD.size(0)])
+            total += loss_and_gradient(d_logits_CV, targets_C)
             torch.mm(d_logits_CV, matrix_VD, out=out_CD)
-            if d_weight_VD is not None and d_weight_VD.dtype == dtype:
-                d_weight_VD.addmm_(d_logits_CV.mT, chunk_CD)
-            elif d_weight_VD is not None:
-                for d_words_WD, d_logits_CW in zip(
-                    d_weight_VD.split(words), d_logits_CV.split(words, dim=1), strict=True
-                ):
-                    d_words_WD += d_logits_CW.mT @ chunk_CD
+            if d_weight_VD is not None:
+                add_product(d_weight_VD, d_logits_CV, chunk_CD)
         ctx.hidden_dtype = hidden_ND.dtype
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
@@ -85,6 +74,41 @@ class PlainHeadLoss(torch.autograd.Function):
         factor = gradients[0]
         d_weight_VD = None if d_weight_VD is None else d_weight_VD.mul_(factor)
         return (d_hidden_ND * factor).to(ctx.hidden_dtype), d_weight_VD, None
+
+
+def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """Summed cross-entropy of logits, fp32, and its gradient, probabilities less the targets, in the logits' place.
+
+    On a processor rows go by so few that what is made of them in fp32 stays in the cache.
+    """
+    n_rows = max(1, LOGITS_IN_CACHE // logits_CV.size(1)) if logits_CV.device.type == "cpu" else len(logits_CV)
+    total = logits_CV.new_zeros((), dtype=torch.float32)
+    room_RV = logits_CV.new_empty(min(n_rows, len(logits_CV)), logits_CV.size(1), dtype=torch.float32)
+    for part_RV, targets_R in zip(logits_CV.split(n_rows), targets_C.split(n_rows), strict=True):
+        counted_R1, index_R1 = (targets_R != IGNORED)[:, None], targets_R.clamp_min(0)[:, None]
+        values_RV = room_RV[: len(part_RV)].copy_(part_RV)
+        largest_R1, wanted_R1 = values_RV.amax(dim=1, keepdim=True), values_RV.gather(1, index_R1)
+        torch.softmax(values_RV, dim=1, out=values_RV)
+        log_sum_R1 = largest_R1 - values_RV.amax(dim=1, keepdim=True).log()
+        total += (log_sum_R1 - wanted_R1).masked_fill_(~counted_R1, 0.0).sum()
+        values_RV.scatter_add_(1, index_R1, values_RV.new_full(index_R1.shape, -1.0))
+        part_RV.copy_(values_RV.mul_(counted_R1))
+    return total
+
+
+def add_product(sums_VD: Tensor, d_logits_CV: Tensor, chunk_CD: Tensor) -> None:
+    """Add d_logits_CV.T @ chunk_CD to sums that may be more precise; on a processor, by so few words that the cache holds
+    their products."""
+    if sums_VD.dtype == chunk_CD.dtype:
+        sums_VD.addmm_(d_logits_CV.mT, chunk_CD)
+        return
+    V, D = sums_VD.shape
+    words = min(WORDS_AT_ONCE, V) if sums_VD.device.type == "cpu" else V
+    product_WD, precise_WD = chunk_CD.new_empty(words, D), sums_VD.new_empty(words, D)  # used again and again
+    for sums_WD, d_logits_CW in zip(sums_VD.split(words), d_logits_CV.split(words, dim=1), strict=True):
+        n = sums_WD.size(0)
+        torch.mm(d_logits_CW.mT, chunk_CD, out=product_WD[:n])
+        sums_WD += precise_WD[:n].copy_(product_WD[:n])
 
 
 def head_loss(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lmlab.adapters.attention import use_blockwise_attention
+from lmlab.adapters.attention import turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.decoding import Decoding, can_decode
 from lmlab.adapters.fused import fuse
@@ -55,6 +55,7 @@ class CausalLMAdapter(BaseAdapter):
         self.architecture_type = self.architecture_type or model.config.model_type
         self.max_positions = getattr(model.config, "max_position_embeddings", None)
         use_blockwise_attention(model)
+        turn_in_one(model)
         fuse(model)
         self.train(model.training)
 
