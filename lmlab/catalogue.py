@@ -6,12 +6,13 @@ Names, licences and the like come from other people's files: control characters 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lmlab.events import Event, number, parse_line
-from lmlab.files import read_json, tree_size
+from lmlab.files import is_there, read_json, tree_size
 from lmlab.registry import Entry, Registry
 from lmlab.words import count, one_line, size
 
@@ -162,7 +163,7 @@ def file_facts(folder: Path, entry: Entry) -> list[tuple[str, str]]:
     """Size and sha256 of every file, and which are missing."""
     facts = []
     for name, info in sorted(entry.files.items()):
-        there = "" if (folder / name).is_file() else "; MISSING: import it again or run `validate-registry`"
+        there = "" if is_there(folder / name, stat.S_ISREG) else "; MISSING: import it again or run `validate-registry`"
         facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{there}"))
     return facts
 

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -219,14 +220,17 @@ def finish(run: Any) -> int:
     if not ranks.join().leads:
         return 0
     if run.was_done:
-        stopped_early = run.step < run.max_steps and run.config.get("early_stopping_patience") is not None
-        go_on = "give --set early_stopping_patience=null" if stopped_early else "raise --max-steps"
-        print(f"the run {run.run_id} is done: it is at step {run.step} of {run.max_steps}; {go_on} to go on")
+        go_on = "give --set early_stopping_patience=null" if run.steps_left > 0 else "raise --max-steps"
+        end = run.step + max(run.steps_left, 0)
+        print(f"the run {run.run_id} is done: it is at step {run.step} of {end}; {go_on} to go on")
     if run.registered_as is not None:
         print(f"registered {run.registered_as}; use it with: python main.py --model-name {run.registered_as}")
     if run.stopped_by is None:
         return 0
-    print(f"stopped at step {run.step}; go on with: python main.py --resume {run.folder}", file=sys.stderr)
+    print(
+        f"stopped at step {run.step}; go on with: python main.py --resume {shlex.quote(str(run.folder))}",
+        file=sys.stderr,
+    )
     return 0 if ranks.is_launched() else 128 + int(run.stopped_by)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ LONGEST_TAIL = 100
 DATA = ("path", "sha256", "n_tokens", "n_train", "n_val", "begin_of_text_id")
 ENVIRONMENT = ("device", "precision", "threads", "world_size", "strategy")
 
-# Student's t at 97.5 % for 1, 2, … degrees of freedom; from 30 on close enough to the normal's 1.96.
+# Student's t at 97.5 % for 1, 2, … degrees of freedom; from 30 on it nears the normal's 1.96.
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
@@ -193,11 +194,33 @@ def final_loss(history: History, name: str = "val_loss") -> float | None:
     return float(values[-tail:].mean())
 
 
+def yardstick(runs: Sequence[History]) -> str | None:
+    """What tells the better of some runs: "val_loss", or "bits_per_byte" where their tokens are not the same.
+
+    None where they were validated on different texts, of which one may be the harder.
+    """
+    runs = [run for run in runs if run.start]
+    tokenizers = {run.start.get("tokenizer") for run in runs}
+    if len({_validated_on(run, len(tokenizers) > 1) for run in runs}) > 1:
+        return None
+    return "bits_per_byte" if len(tokenizers) > 1 else "val_loss"
+
+
+def _validated_on(run: History, other_tokens: bool) -> tuple[Any, ...]:
+    """What tells the validation text of a run from that of others, whose tokens may be others."""
+    config, text = run.config, as_mapping(run.start.get("data")).get("sha256")
+    if config.get("eval_batches") is None:
+        return text, config.get("train_ratio"), None, None
+    sizes = tuple(config.get(name) for name in ("eval_batches", "batch_size", "max_seq_len"))
+    return text, config.get("train_ratio"), sizes, run.start.get("tokenizer") if other_tokens else None
+
+
 def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """One row a run, all with the same keys: the run, the config fields in which the runs differ, how far it came, and
-    its final losses in nats per token (`above_floor` where a run knows its floor)."""
+    """One row a run, all with the same keys: the run, the config fields in which the runs differ, their tokenizers and
+    texts where those differ, how far it came, and its final losses in nats per token (`above_floor` where a run knows its
+    floor; `bits_per_byte` where the tokens are not the same)."""
     outcomes = [_outcome(run) for run in runs]
-    settings = [settings_of(run) for run in runs]
+    settings = [{**settings_of(run), **_material(run)} for run in runs]
     keys = list(dict.fromkeys(key for own in settings for key in own))
     varied = [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
     rows = [
@@ -207,7 +230,18 @@ def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
     if all(row["above_floor"] is None for row in rows):
         for row in rows:
             del row["above_floor"]
+    if "tokenizer" not in varied:
+        for row in rows:
+            del row["bits_per_byte"]
     return rows
+
+
+def _material(run: History) -> dict[str, Any]:
+    """The tokenizer and the text of a run, by names that differ where they do."""
+    data = as_mapping(run.start.get("data"))
+    path, sha256 = data.get("path"), data.get("sha256")
+    text = None if sha256 is None else f"{PurePath(str(path)).name} ({str(sha256)[:8]})"
+    return {"tokenizer": run.start.get("tokenizer"), "data": text}
 
 
 def _outcome(run: History) -> dict[str, Any]:
@@ -220,6 +254,7 @@ def _outcome(run: History) -> dict[str, Any]:
         "loss": final_loss(run, "loss"),
         "val_loss": val_loss,
         "best_val_loss": best.loss if best else None,
+        "bits_per_byte": final_loss(run, "bits_per_byte"),
         "above_floor": None if floor is None or val_loss is None else val_loss - floor,
     }
 
@@ -246,5 +281,5 @@ def smallest_difference(runs: Sequence[History], name: str = "val_loss") -> floa
     if len(finals) < 2:
         raise UsageError(f"the noise of {name} needs two runs that logged it, {len(finals)} did; give more seeds")
     freedom = len(finals) - 1
-    quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
+    quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
     return float(quantile * finals.std(ddof=1) * math.sqrt(2))

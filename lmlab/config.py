@@ -151,7 +151,8 @@ class TrainingConfig(BaseModel):
     gradient_accumulation_steps: int = setting(
         1, TRAINING, ge=1, le=65536, reasonable_range="1 to 32",
         description="Micro-batches whose gradients make one update.",
-        interactions="Equal to a `batch_size` that many times larger, in the memory of one micro-batch.",
+        interactions="Equal to a `batch_size` that many times larger but for the masks of `dropout`, in the memory of one "
+        "micro-batch.",
     )  # fmt: skip
     early_stopping_patience: int | None = setting(
         None, TRAINING, ge=1, le=MOST_STEPS, reasonable_range="null, or 3 to 10",
@@ -387,8 +388,15 @@ def home() -> Path:
 
 def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
     """Where runs are kept: `runs_dir` looked up as every path, else LMLAB_RUNS_DIR, else `runs` under `home()`."""
-    named = runs_dir or os.environ.get("LMLAB_RUNS_DIR")
-    return (find_file(named) if named else home() / "runs").absolute()
+    return find_folder(runs_dir, "LMLAB_RUNS_DIR", "runs")
+
+
+def find_folder(named: Path | str | None, variable: str, default: str) -> Path:
+    """Where things of a kind are kept: `named` looked up as every path, else an environment variable's, else `default`
+    under `home()`. Raises UsageError where `named` is empty."""
+    if named is None:
+        named = os.environ.get(variable) or None
+    return (find_file(named) if named is not None else home() / default).absolute()
 
 
 def find_file(path: Path | str) -> Path:

@@ -130,7 +130,7 @@ def start_lines(event: Event) -> list[str]:
     if event["lineage"]:
         lines.append("lineage " + " → ".join(map(ancestor, event["lineage"])))
     if event["loss_floor"] is not None:
-        lines.append(f"no model can come below a validation loss of {event['loss_floor']:.4f} on this corpus")
+        lines.append(f"no model can expect a validation loss below {event['loss_floor']:.4f} on this corpus")
     lines.append("config " + ", ".join(f"{key}={written(value)}" for key, value in config.items() if value is not None))
     return lines
 

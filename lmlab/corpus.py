@@ -10,10 +10,11 @@ import codecs
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Corpus:
     @property
     def is_storybook(self) -> bool:
         """Whether this is the built-in corpus, whose entropy is known."""
-        return self.path.split(":")[0] == STORYBOOK
+        return is_storybook({"path": self.path})
 
     def encode(self, tokenizer: Tokenizer) -> Ids:
         """The ids of the whole text, documents parted as the tokenizer does. Raises TokenizerError."""
@@ -115,6 +116,17 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
     return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
 
 
+def is_storybook(data: Mapping[str, Any]) -> bool:
+    """Whether what a run says of its data tells of the built-in corpus."""
+    return str(data.get("path")).split(":")[0] == STORYBOOK
+
+
+def storybook_characters(data: Mapping[str, Any]) -> int:
+    """About how many characters of the built-in corpus a run was given."""
+    n_characters = str(data.get("path")).partition(":")[2]
+    return int(n_characters) if n_characters.isdecimal() else STORYBOOK_CHARACTERS
+
+
 def load_storybook(name: str) -> Corpus:
     """The built-in corpus: "storybook" or "storybook:N" for about N characters. Raises DataError on another N."""
     n_characters = name.partition(":")[2] or str(STORYBOOK_CHARACTERS)
@@ -149,12 +161,25 @@ class Piece(NamedTuple):
 def files_of(path: Path) -> list[Path]:
     """The files of a corpus: every .txt below a folder in the order of their names, or `path` itself.
 
-    Not hidden ones: editors keep copies in them, and a text must not be trained on and validated on.
+    Not hidden ones: editors keep copies in them, and a text must not be trained on and validated on. Links to folders
+    are followed, each folder once. Raises OSError where a folder cannot be read.
     """
     if not path.is_dir():
         return [path]
-    found = [file for file in sorted(path.rglob("*.txt")) if file.is_file()]
-    return [file for file in found if not is_hidden(file.relative_to(path))]
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    found, seen = [], set()
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+        found += [Path(folder, name) for name in names if name.endswith(".txt") and not is_hidden(Path(name))]
+    return [file for file in sorted(found) if file.is_file()]
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

@@ -25,13 +25,16 @@ LONG_ENOUGH = 0.004  # seconds for which products are timed at least
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # What torch, and the library of its products, say where there is none.
 NO_MEMORY = re.compile("can't allocate memory|DefaultCPUAllocator|could not create a memory")
-# Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are parts of
-# device names.
+# Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are words
+# of device names, and the more particular ones come first.
 ACCELERATORS = {
     "B200": (2250, 180),
     "H200": (989, 141),
+    "H100 PCIe": (756, 80),
+    "H100 NVL": (835, 94),
     "H100": (989, 80),
     "A100": (312, 80),
+    "L40S": (362, 48),
     "L40": (181, 48),
     "L4": (121, 24),
     "4090": (165, 24),
@@ -194,6 +197,15 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def data_sheet(name: str) -> tuple[int, int] | None:
+    """Peak in TFLOP/s and memory in GB of an accelerator by its full name; None of one that is not known, such as a
+    laptop's."""
+    for words, numbers in ACCELERATORS.items():
+        if re.search(rf"\b{words}\b(?! (Ti|D|SUPER|Laptop))", name):
+            return numbers
+    return None
+
+
 @functools.lru_cache(maxsize=8)
 def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     """The floating-point operations per second that matrix products reach here; measured once, in some 10 ms.
@@ -201,10 +213,9 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     Known accelerators in bf16 have their data sheet's number. threads: part of the key, since the rate hangs on it.
     """
     if device.type == "cuda" and precision == "bf16":
-        name = torch.cuda.get_device_name(device)
-        for part, (teraflops, _) in ACCELERATORS.items():
-            if part in name:
-                return teraflops * 1e12
+        known = data_sheet(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known[0] * 1e12
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best, started = 0.0, time.perf_counter()
     for n in (512, 1024) if device.type == "cpu" else (4096,):

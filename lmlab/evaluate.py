@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.adapters.base import BaseAdapter
+from lmlab.config import TrainingConfig
+from lmlab.corpus import is_storybook, storybook_characters
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.devices import autocast
+from lmlab.events import parse_line
+from lmlab.history import as_mapping
 from lmlab.modes import in_mode
 from lmlab.ranks import ALONE, World
+from lmlab.record import LOG
 from lmlab.tokenizers import SEPARATOR, Tokenizer
 
 DECODED_AT_ONCE = 1 << 20  # tokens
@@ -123,3 +131,45 @@ def losses_by_position(adapter: BaseAdapter, loader: DataLoader, max_batches: in
         total_T += losses_BT.double().sum(dim=0)
         count_T += (batch.targets_BT != IGNORED).sum(dim=0)
     return total_T / count_T
+
+
+def evaluated_tokens(config: TrainingConfig) -> int | None:
+    """How many tokens of the validation split an evaluation counts; None where it is all of it."""
+    return None if config.eval_batches is None else config.eval_batches * config.batch_size * config.max_seq_len
+
+
+def first_start(log: Path) -> Mapping[str, Any]:
+    """The event with which a log begins, without reading on; empty where there is none."""
+    try:
+        if not log.is_file():
+            return {}
+        with open(log, "rb") as file:
+            return parse_line(file.readline()) or {}
+    except OSError:
+        return {}
+
+
+def seen_before(facts: Mapping[str, Any], config: TrainingConfig, runs_dir: Path) -> list[str]:
+    """A warning where an ancestor was trained on text that a run is validated on, as far as its run is still there."""
+    for link in facts["lineage"]:
+        run_id = link.get("run_id")
+        start = first_start(runs_dir / run_id / LOG) if isinstance(run_id, str) else {}
+        ratio = as_mapping(start.get("config")).get("train_ratio")
+        if not isinstance(ratio, float):
+            continue
+        texts = facts["data"], as_mapping(start.get("data"))
+        if all(is_storybook(text) for text in texts):  # of which a shorter one is the beginning of a longer one
+            end, trained = (
+                share * storybook_characters(text)
+                for share, text in zip((config.train_ratio, ratio), texts, strict=True)
+            )
+        elif texts[0].get("sha256") == texts[1].get("sha256"):
+            end, trained = config.train_ratio, ratio
+        else:
+            continue
+        if end < trained:
+            return [
+                f"the validation text begins within what the run {run_id}, from which this model comes, was trained on: "
+                "val_loss is not that of unseen text; give other text, or a higher train_ratio"
+            ]
+    return []

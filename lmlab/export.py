@@ -46,6 +46,7 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
     registry = Registry(models_dir)
     if check_name(name) in registry.names():
         raise RegistryError(f"a model {name!r} is registered already; choose another name")
+    registry.refuse_placed(name)
     saved = checkpoint.load(checkpoint_folder)
     with staged(registry, name) as folder:
         copy_model(saved, folder)
@@ -248,16 +249,17 @@ def data_facts(state: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def loss_facts(saved: Checkpoint) -> list[tuple[str, Any]]:
-    """First and last losses up to the checkpoint's step from the run's log, and the best one it remembers."""
+    """First, last and best losses up to the checkpoint's step, from the run's log."""
     events = [e for e in read(saved.folder.parent.parent / "log.jsonl") if e.get("run_id") == saved.state.get("run_id")]
     pairs: list[tuple[str, Any]] = []
     for event, key, label in (("step", "loss", "training loss"), ("eval", "val_loss", "validation loss")):
         points = [e for e in events if e["event"] == event and at_most(e, saved.step) and key in e]
         for when, point in zip(("first", "last"), (points[0], points[-1]) if points else (), strict=False):
             pairs.append((f"{when} {label}", f"{number(point[key]):.4f} nats per token at step {point['step']}"))
-    best = saved.state.get("best_val_loss")
-    if isinstance(best, float) and math.isfinite(best):
-        pairs.append(("best validation loss", f"{best:.4f} nats per token"))
+    evaluated = [(number(e["val_loss"]), e["step"]) for e in points if math.isfinite(number(e["val_loss"]))]
+    if evaluated:
+        best, step = min(evaluated)
+        pairs.append(("best validation loss", f"{best:.4f} nats per token at step {step}"))
     return pairs
 
 

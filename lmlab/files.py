@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -230,6 +230,16 @@ def sha256_file(path: Path | str) -> str:
 def is_hidden(path: PurePath) -> bool:
     """Whether a relative path is one that editors and file managers keep copies and notes in: a part begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
+
+
+def is_there(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether a path leads to something of a kind, such as `stat.S_ISREG`; what may not be looked at counts as there."""
+    try:
+        return kind(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def tree_size(path: Path | str) -> int:

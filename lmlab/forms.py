@@ -13,7 +13,7 @@ from typing import Any
 
 from lmlab import words
 from lmlab.config import GROUPS, TrainingConfig
-from lmlab.errors import LabError
+from lmlab.errors import LabError, UsageError
 from lmlab.faces import Face
 from lmlab.lab import ConfigLike, Run, read_config
 from lmlab.launching import launch
@@ -106,9 +106,14 @@ class ConfigForm(Face):
         self.say(f"changed: {', '.join(changed)}" if changed else "")
 
     def start(self) -> Run:
-        """What the Run button does: launch a run of this config and follow it below. Raises what `launch` raises."""
+        """What the Run button does: launch a run of this config and follow it below.
+
+        Raises UsageError while its last run goes on, and what `launch` raises.
+        """
         config = self.config
         with self._turn:
+            if self.run is not None and self.run.is_running():  # a second click, made before the button was off
+                raise UsageError(f"the run {self.run.run_id} goes on; stop it first, or wait until it ends")
             self.run_button.disabled = True
             try:
                 run = self.run = launch(config, **self.arguments)

@@ -17,7 +17,7 @@ from lmlab import origins
 from lmlab.errors import HubError, LabError
 from lmlab.events import now
 from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
-from lmlab.hub_client import DISK_FULL, Unfinished, need_space
+from lmlab.hub_client import DISK_FULL, Unfinished, WrongHash, need_space
 from lmlab.registry import Entry, FileInfo, Registry, check_name, is_name
 from lmlab.sources import FromFolder, FromGguf, FromHub, ImportPlan, Origin, origin_of
 from lmlab.words import one_line
@@ -52,16 +52,21 @@ def import_model(
                 attempt.remove()
                 return existing(registry, plan, waited)
             folder = attempt.folder_for(plan)
+            registry.refuse_placed(name)
             need_space(registry.models_dir, plan.download, f"the model {name}")
             if not confirm(plan):
                 attempt.remove()
                 return None
-            attempt.begin_to_fetch()
+            attempt.begin_to_fetch(plan)
             origin.fetch(folder)
             tell("checking the files and the model's first forward pass")
             return admit(registry, plan, folder, tell)
         except Unfinished:
             attempt.forget_if_empty()
+            raise
+        except WrongHash:
+            if not attempt.has_weights():  # of which others may have taken hours
+                attempt.forget()
             raise
         except LabError:
             attempt.forget()
@@ -93,8 +98,14 @@ class Attempt:
         unregistered = self.name not in self.registry.names()
         if unregistered and not self.folder.exists() and not placed.is_symlink() and read_marker(placed) == wanted:
             placed.rename(self.folder)
-        if read_marker(self.folder) == wanted:
+        marked = read_marker(self.folder)
+        if marked == wanted:
             self.found |= not self.begun
+        elif isinstance(self.origin, FromHub) and is_of_another_revision(marked, wanted):
+            self.found |= not self.begun  # whole files are compared with the new hashes
+            for path in self.folder.glob(".*.part"):
+                path.unlink()
+            write_atomic(self.folder / MARKER, dump_json(wanted))
         else:
             remove_tree(self.folder)
             self.folder.mkdir(parents=True)
@@ -102,12 +113,18 @@ class Attempt:
         self.begun = True
         return self.folder
 
-    def begin_to_fetch(self) -> None:
-        """Note that the folder is added to from now on. What only the hub can go on with is taken out before."""
+    def begin_to_fetch(self, plan: ImportPlan) -> None:
+        """Note that the folder is added to from now on. What this import cannot go on with is taken out before."""
         self.fetches = True
-        for path in () if isinstance(self.origin, FromHub) else self.folder.iterdir():
-            if path.name != MARKER:
+        files = plan.files if isinstance(self.origin, FromHub) else ()
+        kept = {MARKER, *files, *(f".{name}.part" for name in files)}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
                 remove_tree(path)
+
+    def has_weights(self) -> bool:
+        """Whether a file of weights has come as a whole."""
+        return self.begun and any(self.folder.glob("*.safetensors"))
 
     def remove(self) -> None:
         """Remove everything that was gathered; what an earlier attempt at another model left stays."""
@@ -131,6 +148,11 @@ def read_marker(folder: Path) -> Any:
         return read_json(folder / MARKER)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def is_of_another_revision(marked: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a marker is of the same model of the hub, if of another commit."""
+    return isinstance(marked, dict) and {**marked, "revision": None} == {**wanted, "revision": None}
 
 
 def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lmlab.errors import HubError
 from lmlab.files import describe_os_error, sha256_file
@@ -77,7 +77,7 @@ def parse_address(text: str) -> tuple[str, str | None]:
         path = [part for part in parts.path.split("/") if part]
         model_id = "/".join(path[:2])
         if len(path) > 3 and path[2] in ("tree", "blob", "resolve"):
-            revision = path[3]
+            revision = unquote(path[3])
     if not MODEL_ID.fullmatch(model_id) or ".." in model_id or "--" in model_id:
         raise HubError(
             f"{one_line(text)!r} is neither a hub id like Qwen/Qwen2.5-0.5B, nor its web address, nor a folder or .gguf "
@@ -124,7 +124,7 @@ def stated_license(info: Any) -> str | None:
 
 
 def download(listing: Listing, file: HubFile, folder: Path) -> None:
-    """Fetch a file into `folder`, going on with what is there of it, and check it. Raises HubError, Unfinished.
+    """Fetch a file into `folder`, going on with what is there of it, and check it. Raises HubError, Unfinished, WrongHash.
 
     A part that turns out wrong is removed; one that is merely not whole stays for the next attempt.
     """
@@ -161,10 +161,14 @@ def download(listing: Listing, file: HubFile, folder: Path) -> None:
         refuse(error, listing.model_id, listing.commit, file.name)
     if not right:
         part.unlink()
-        raise HubError(
+        raise WrongHash(
             f"{file.name} of {listing.model_id} does not have the hash that the hub states, so it was thrown away; "
             "import again, and if it stays so tell its authors"
         )
+
+
+class WrongHash(HubError):
+    """A file did not have the hash that the hub states."""
 
 
 class TooLong(Exception):

@@ -19,10 +19,11 @@ from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.errors import ConfigError, RunError, UsageError
+from lmlab.evaluate import evaluated_tokens, seen_before
 from lmlab.events import now
 from lmlab.optim import create_optimizer
 from lmlab.record import Record, is_blank
-from lmlab.registry import Entry, Registry, check_name
+from lmlab.registry import Entry, Registry, check_name, find_models_dir
 from lmlab.resuming import (
     find_checkpoint,
     find_together,
@@ -32,7 +33,7 @@ from lmlab.resuming import (
     same_corpus,
     saved_config,
 )
-from lmlab.session import ask_to_stop, train
+from lmlab.session import Ending, ask_to_stop, train
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
 
@@ -130,11 +131,12 @@ def load_batches(
     if val is None and config.eval_cadence is not None:
         raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
     floor_total = loss_floor = None
-    if corpus.is_storybook and val is not None:
-        nats = [-log for log in storybook.log_probability_by_character(tokenizer.decode(val_ids))]
+    whole = corpus.text if isinstance(corpus, Corpus) and corpus.is_storybook else ""
+    if whole and val is not None and whole.endswith(text := tokenizer.decode(val_ids)):  # not without capitals, say
+        nats = [-log for log in storybook.log_probability_by_character(text)]
         counted = val_ids
-        if config.eval_batches is not None:
-            counted = val_ids[: config.eval_batches * config.batch_size * config.max_seq_len + 1]
+        if (n_evaluated := evaluated_tokens(config)) is not None:
+            counted = val_ids[: n_evaluated + 1]
         floor_total = math.fsum(nats)
         loss_floor = math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
     facts = {
@@ -189,19 +191,33 @@ def execute(
         from lmlab.views.live import live_listener
 
         listeners = [live_listener(trainer.config.max_steps, trainer.folder)]
-    received = train(trainer, listeners=listeners or (), resumed_from=resumed_from, warnings=warnings)
     assert trainer.folder is not None
-    finished = Run(trainer.folder, trainer=trainer, stopped_by=received)
+    if resumed_from is None:
+        warnings = [*warnings, *seen_before(trainer.facts, trainer.config, trainer.folder.parent)]
+    ending = train(trainer, listeners=listeners or (), resumed_from=resumed_from, warnings=warnings)
+    finished = Run(trainer.folder, trainer=trainer, ending=ending)
     if trainer.finished:  # every rank knows that, while another's log may take its time over a network
         register_if_promised(finished, trainer, models_dir)
     return finished
+
+
+def promise(name: str, models_dir: str | Path | None) -> dict[str, Any]:
+    """What a run keeps of the name that its model is to have, and of the registry, where that is not the usual one."""
+    return {"register_as": name, "register_in": None if models_dir is None else str(find_models_dir(models_dir))}
+
+
+def promised_in(facts: Mapping[str, Any], models_dir: str | Path | None) -> str | Path | None:
+    """The models folder that a session names, else the one that the run was begun with, if it is still there."""
+    begun_with = facts.get("register_in")
+    return begun_with if models_dir is None and begun_with is not None and Path(begun_with).is_dir() else models_dir
 
 
 def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
     """Register a run under the name that it was given at its start, unless that was done before."""
     name: str | None = trainer.facts.get("register_as")
     if name is not None:
-        trainer.world.first(lambda: register_once(finished, name, models_dir))
+        where = promised_in(trainer.facts, models_dir)
+        trainer.world.first(lambda: register_once(finished, name, where))
 
 
 def register_once(finished: Run, name: str, models_dir: str | Path | None) -> None:
@@ -238,8 +254,11 @@ def resume(
         done = Run(folder, trainer=trainer, was_done=True)
         register_if_promised(done, trainer, models_dir)
         return done
+    if evaluated_tokens(merged) != evaluated_tokens(saved_config(saved)):
+        trainer.best_val_loss, trainer.evaluations_without_improvement = math.inf, 0
+        warnings = [*warnings, "eval_batches reads another part of the text now: val_loss is not that of before"]
     name = saved.state.get("register_as")
-    if name is not None and name in Registry(models_dir).names():
+    if name is not None and name in Registry(promised_in(saved.state, models_dir)).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
     return execute(trainer, listeners, saved.folder, warnings, models_dir=models_dir, on_ready=on_ready)
 
@@ -278,10 +297,16 @@ def branch(
     world = ranks.join()
     saved, _ = find_together(where, find_runs_dir(runs_dir), world)
     if name in (saved_config(saved).model_name, saved.state.get("register_as")):
+        if run_name is not None:
+            raise UsageError(
+                f"{name!r} is the run's own model, with which it goes on under its own name; leave the run name out, or "
+                "give a new model name to branch off"
+            )
         arguments: dict[str, Any] = {"runs_dir": runs_dir, "models_dir": models_dir, "on_ready": on_ready, **overrides}
         return resume(where, config=config, data=data, listeners=listeners, **arguments)
     if check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
+    Registry(models_dir).refuse_placed(name)
     merged = merge_config(saved, named_fields(read_config(config), overrides), branch=name)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     seed = choose_seed(merged, world)
@@ -300,7 +325,7 @@ def branch(
         "fine_tuned_from": parent,
         "fine_tuning_started_at": now(),
         "lineage": lineage,
-        "register_as": name,
+        **promise(name, models_dir),
         **data_facts,
     }
     trainer = Trainer(
@@ -346,9 +371,11 @@ def finetune(
     """
     if name is not None and check_name(name) in Registry(models_dir).names():
         raise UsageError(f"the model {name!r} is registered already; choose another name")
+    if name is not None:
+        Registry(models_dir).refuse_placed(name)
     trainer = build(config, data, models_dir=models_dir, model_name=model_name, **arguments)
     if name is not None:
-        trainer.facts["register_as"] = name
+        trainer.facts.update(promise(name, models_dir))
     return execute(trainer, listeners, models_dir=models_dir)
 
 
@@ -367,8 +394,9 @@ class Run(Record):
 
     The model of the run that trained last stays in memory; that of an earlier one comes from its newest checkpoint, so
     that a notebook which keeps many runs (IPython keeps every result of a cell) holds one model.
-    stopped_by: the number of the signal that ended the last session, None where it ended by itself. was_done: there
-    was nothing left to resume. registered_as: the model that the last session made of it.
+    stopped_by: the number of the signal that ended the last session, None where it ended by itself. asked_to_stop:
+    whether there was one, though perhaps too late for that. was_done: there was nothing left to resume. steps_left:
+    from there to `max_steps`, where early stopping ended it. registered_as: the model that the last session made of it.
     """
 
     _holder: ClassVar[weakref.ref[Run] | None] = None  # the run whose model is in memory
@@ -378,11 +406,14 @@ class Run(Record):
         folder: Path | str,
         *,
         trainer: Trainer | None = None,
-        stopped_by: int | None = None,
+        ending: Ending | None = None,
         was_done: bool = False,
     ) -> None:
         super().__init__(folder)
-        self.stopped_by, self.was_done = stopped_by, was_done
+        self.stopped_by = ending.stopped_by if ending is not None else None
+        self.asked_to_stop = ending is not None and ending.asked
+        self.was_done = was_done
+        self.steps_left = trainer.config.max_steps - trainer.step if trainer is not None else 0
         self.registered_as: str | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
         self._held_step = trainer.step if trainer is not None else 0
@@ -391,7 +422,7 @@ class Run(Record):
             before = Run._holder() if Run._holder is not None else None
             if before is not None:
                 before._held = None
-            self._held, Run._holder = (trainer.model, trainer.tokenizer), weakref.ref(self)
+            self._held, Run._holder = (trainer.model.eval(), trainer.tokenizer), weakref.ref(self)
 
     def load(self, checkpoint_folder: Path | None = None) -> tuple[BaseAdapter, Tokenizer]:
         """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""

@@ -161,7 +161,25 @@ def gguf_facts(path: Path) -> tuple[int, str | None]:
         reader = GGUFReader(path)
         stated = reader.get_field("general.license")
         license = None if stated is None else one_line(stated.contents(), 100)
-        return sum(int(tensor.n_elements) for tensor in reader.tensors), license
+        n_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        scales = scales_positions(reader)
+    if scales:
+        raise HubError(
+            f"{path} scales its positions in a way that is not taken over from a GGUF file; import the original model"
+        )
+    return n_weights, license
+
+
+def scales_positions(reader: Any) -> bool:
+    """Whether a file's rotary positions are scaled, as those of Llama 3.1, in what transformers does not read of it."""
+    stated = reader.get_field("general.architecture")
+    architecture = None if stated is None else stated.contents()
+    if architecture == "gpt-oss":  # the one that it reads all of
+        return False
+    scaling = reader.get_field(f"{architecture}.rope.scaling.type")
+    factors = [tensor for tensor in reader.tensors if tensor.name.startswith(("rope_freqs.", "rope_factors_"))]
+    named = scaling is not None and scaling.contents() != "none"
+    return named or any(bool((tensor.data != 1).any()) for tensor in factors)
 
 
 def convert_gguf(path: Path, target: Path) -> None:
@@ -182,7 +200,9 @@ def convert_gguf(path: Path, target: Path) -> None:
             with torch.device("meta"):
                 model = model_class(config)(config)
             tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+            with tempfile.TemporaryDirectory() as alone:  # else the tokenizer would be read from what lies beside it
+                (Path(alone) / "model.gguf").symlink_to(path.resolve())
+                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
             tokenizer.save_pretrained(str(target))
         config.architectures = [type(model).__name__]
         config.dtype = torch.float32

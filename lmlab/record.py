@@ -74,7 +74,7 @@ class Record(History):
 
     def refresh(self) -> bool:
         """Read the log's new lines. True where there were any, or the log was replaced. Cost: the new bytes alone."""
-        if not self.log_path.is_file():  # none yet; and a device or a pipe may never end
+        if not os.path.isfile(self.log_path):  # none yet; and a device or a pipe may never end
             return False
         try:
             with open(self.log_path, "rb") as file:
@@ -183,6 +183,8 @@ class Record(History):
 
     def _remark(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         path = self.folder / REMARKS
+        if not self.folder.is_dir():  # else the lock would make it again
+            raise RunError(f"the run {self.folder} is no longer there")
         try:
             with lock(path):
                 write_atomic(path, dump_json(change(self._remarks())))
@@ -227,7 +229,14 @@ def is_blank(folder: Path) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    return not path.name.startswith(".") and ((path / LOG).is_file() or (path / "config.yaml").is_file())
+    """Whether a folder holds a run: a log or a config, or checkpoints alone. Not one that may not be read."""
+    if path.name.startswith("."):
+        return False
+    try:
+        logged = (path / LOG).is_file() or (path / "config.yaml").is_file()
+        return logged or any(path.glob("checkpoints/step-*"))
+    except OSError:
+        return False
 
 
 def _began(record: Record) -> float:

@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
-from lmlab.config import find_file, home
+from lmlab.config import find_folder
 from lmlab.errors import ModelNotFound, RegistryError
 from lmlab.files import (
     TEMPORARY,
     describe_os_error,
     dump_json,
     is_alive,
+    is_there,
     lock,
     move_folder,
     read_json,
@@ -65,8 +67,7 @@ def check_name(name: str) -> str:
 
 def find_models_dir(models_dir: Path | str | None = None) -> Path:
     """Where models are kept: `models_dir` looked up as every path, else LMLAB_MODELS_DIR, else `models` under `home()`."""
-    named = models_dir or os.environ.get("LMLAB_MODELS_DIR")
-    return (find_file(named) if named else home() / "models").absolute()
+    return find_folder(models_dir, "LMLAB_MODELS_DIR", "models")
 
 
 class FileInfo(BaseModel):
@@ -233,10 +234,7 @@ class Registry:
             try:
                 rename_folder(staged, target)
             except FileExistsError as error:
-                raise RegistryError(
-                    f"the folder {target} exists but is not registered; move it away, then try again: import-model reads "
-                    "models from any folder"
-                ) from error
+                raise self._not_registered(target) from error
             models[entry.model_name] = entry.model_dump(mode="json")
         return target
 
@@ -279,7 +277,7 @@ class Registry:
             damage = None if self._missing(entry) else self._problem(entry, hashes=True)
             if damage is not None:
                 problems.append(Problem(entry.model_name, f"{damage}; delete it or import it again"))
-        with self._writing(changed=fix) as models:
+        with self._writing() if fix else self._reading() as models:
             for name, value in list(models.items()):
                 reason = self._flaw(name, value) or self._missing(Entry.model_validate(value))
                 if reason is not None:
@@ -348,6 +346,18 @@ class Registry:
         if problem is not None:
             raise RegistryError(f"model {name!r}: {problem}; import it again or run `validate-registry`")
 
+    def refuse_placed(self, name: str) -> None:
+        """Raise RegistryError where a folder that is not registered stands where the model of a name would go."""
+        if os.path.lexists(self.models_dir / name) and name not in self.names():
+            raise self._not_registered(self.models_dir / name)
+
+    @staticmethod
+    def _not_registered(folder: Path) -> RegistryError:
+        return RegistryError(
+            f"the folder {folder} exists but is not registered; move it away, then try again: import-model reads models "
+            "from any folder"
+        )
+
     def _refuse_taken(self, name: str, models: dict[str, Any]) -> None:
         if name in models:
             raise RegistryError(f"a model {name!r} is registered already; choose another name or delete it")
@@ -355,10 +365,10 @@ class Registry:
     def _missing(self, entry: Entry) -> str | None:
         """The first file that is not there, in words; None where all are."""
         folder = self.models_dir / entry.local_path
-        if not folder.is_dir():
+        if not is_there(folder, stat.S_ISDIR):
             return f"its folder {folder} is missing"
         for name in entry.files:
-            if not (folder / name).is_file():
+            if not is_there(folder / name, stat.S_ISREG):
                 return f"its file {folder / name} is missing"
         return None
 
@@ -368,7 +378,7 @@ class Registry:
         try:
             for name, info in entry.files.items():
                 path = self.models_dir / entry.local_path / name
-                if not path.is_file():
+                if not is_there(path, stat.S_ISREG):
                     break
                 if path.stat().st_size != info.size:
                     return f"its file {path} is damaged: {path.stat().st_size} bytes, not {info.size}"
@@ -409,15 +419,22 @@ class Registry:
         )
 
     @contextlib.contextmanager
-    def _writing(self, changed: bool = True) -> Iterator[dict[str, Any]]:
+    def _reading(self) -> Iterator[dict[str, Any]]:
+        """The entries, that nobody changes meanwhile, unless the folder is one in which no lock can be made."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(lock(self.file))
+            yield self._read()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[dict[str, Any]]:
         """The entries, read under the lock, to be changed in the block and written when it ends well."""
         try:
             self.models_dir.mkdir(parents=True, exist_ok=True)
             with lock(self.file):
                 models = self._read()
                 yield models
-                if changed:
-                    write_atomic(self.file, dump_json({"version": VERSION, "models": models}))
+                write_atomic(self.file, dump_json({"version": VERSION, "models": models}))
         except TimeoutError as error:
             raise RegistryError(f"{self.file} is locked by another process for too long; try again") from error
         except OSError as error:

@@ -78,6 +78,8 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
         raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
     folder = runs_dir / run_id
+    if checkpoints.resolve() == (folder / "checkpoints").resolve():  # the run itself, whose log was lost or left behind
+        return folder
     if checkpoint.steps(folder / "checkpoints"):  # else an earlier attempt at this was killed before it saved
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder

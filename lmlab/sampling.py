@@ -51,7 +51,7 @@ def write(
     ids = torch.from_numpy(tokenizer.begun(encoded)).long()
     before = len(ids) - len(encoded)
     device = next(adapter.parameters()).device
-    told = None if on_token is None else lambda next_B1: on_token(tokenizer.decode([int(next_B1[0, 0])]))
+    told = None if on_token is None else lambda next_B1: on_token(tokenizer.pieces([int(next_B1[0, 0])])[0])
     with devices.autocast(devices.resolve_precision(precision, device), device):
         ids_BT = adapter.generate(ids.repeat(n, 1).to(device), settings, on_token=told)
     return [tokenizer.decode(until_end(row, len(ids), tokenizer.end_of_text_id)[before:]) for row in ids_BT.tolist()]

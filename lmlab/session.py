@@ -11,7 +11,7 @@ import platform
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,16 +38,23 @@ from lmlab.words import one_line
 
 LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the lock for a moment
 SMALLER_STEPS = (
-    "halve batch_size and double gradient_accumulation_steps, which makes the same updates; or set "
-    "activation_checkpointing, or lower max_seq_len"
+    "halve batch_size and double gradient_accumulation_steps (and eval_batches, if it is set), which makes the same "
+    "updates but for the masks of dropout; or set activation_checkpointing, or lower max_seq_len"
 )
 ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")
 
 
+class Ending(NamedTuple):
+    """How a session ended. stopped_by: the signal that did it. asked: whether one came, if only after the last step."""
+
+    stopped_by: int | None
+    asked: bool
+
+
 def train(
     trainer: Trainer, *, listeners: Sequence[Listener], resumed_from: Path | None = None, warnings: Sequence[str] = ()
-) -> int | None:
-    """Run a Trainer in its folder until it is done or a signal asks it to save and stop; returns that signal.
+) -> Ending:
+    """Run a Trainer in its folder until it is done or a signal asks it to save and stop.
 
     Under torchrun every process calls this with its Trainer; rank 0 alone logs and is listened to.
     resumed_from: the checkpoint that it goes on from, None for a new run. warnings: logged before the first step.
@@ -55,7 +62,7 @@ def train(
     """
     assert trainer.folder is not None
     folder, world = trainer.folder, trainer.world
-    with run_folder(folder, new=resumed_from is None, world=world):
+    with StopSignals() as signals, run_folder(folder, new=resumed_from is None, world=world):
         has_checkpoint = True  # or is to get one in its time
         if resumed_from is not None:
             found = json.loads(world.first(lambda: step_back(folder, trainer)))
@@ -68,14 +75,13 @@ def train(
         trainer.listeners = [log, *outside, *listeners] if world.leads else [only_troubles(log)]
         trainer.before_saving = log.sync
         try:
-            with StopSignals() as signals:
-                trainer.tell("run_start", **start_event(trainer, resumed_from))
-                for message in (*warnings, *ignored_settings(trainer.config)):
-                    trainer.tell("warning", message=message)
-                if not has_checkpoint:
-                    trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
-                with devices.out_of_memory_as_error(SMALLER_STEPS):
-                    status = trainer.fit(should_stop=lambda: world.any(signals()))
+            trainer.tell("run_start", **start_event(trainer, resumed_from))
+            for message in (*warnings, *ignored_settings(trainer.config)):
+                trainer.tell("warning", message=message)
+            if not has_checkpoint:
+                trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
+            with devices.out_of_memory_as_error(SMALLER_STEPS):
+                status = trainer.fit(should_stop=lambda: world.any(signals()))
             log.sync()
         except BaseException as error:
             if not world.leads:
@@ -85,7 +91,8 @@ def train(
             trainer.listeners, trainer.before_saving = outside, None
             log.close()
     world.barrier()  # now anyone may read the whole log
-    return (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may have been asked
+    stopped_by = (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may be the one
+    return Ending(stopped_by, stopped_by is not None or signals())
 
 
 def step_back(folder: Path, trainer: Trainer) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lmlab import hub_client, origins
+from lmlab.config import find_file
 from lmlab.errors import CheckpointError, HubError
 from lmlab.files import remove_tree
 from lmlab.hub_client import Listing
@@ -214,10 +216,10 @@ class Builtin(Origin):
 def origin_of(source: str, revision: str | None) -> Origin:
     """The kind of source that a text names. Raises HubError where it names none."""
     is_path = "\0" not in source and "://" not in source and not source.startswith(BUILTIN)
-    path = Path(source).expanduser() if is_path else None
-    if path is not None and revision is None and path.is_file() and path.suffix.lower() == ".gguf":
+    path = find_file(source) if is_path and source else None
+    if path is not None and revision is None and os.path.isfile(path) and path.suffix.lower() == ".gguf":
         return FromGguf(path)
-    if path is not None and revision is None and source and path.is_dir():
+    if path is not None and revision is None and os.path.isdir(path):
         return FromFolder(path)
     if source.startswith(BUILTIN):
         if source != BUILTIN + TINY_QWEN or revision is not None:

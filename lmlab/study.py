@@ -119,21 +119,27 @@ def sweep(
 
     changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
     `lab.run`, the same for all. A run that diverges is among them; an interrupt ends the sweep with the run that it
-    stops, the last one returned.
+    stops, the last one returned, and between two runs with those that were made.
     """
     place = Display() if in_notebook() else None
     runs: list[Run] = []
     for change in changes:
         listeners = None if place is None else [LiveView(show=place)]
-        runs.append(_trial(config, data, **{"listeners": listeners, **arguments, **change}))
-        if runs[-1].stopped_by is not None:
+        given = {"config": config, "data": data, "listeners": listeners, **arguments, **change}
+        try:
+            runs.append(_trial(**given))
+        except KeyboardInterrupt:
+            if not runs:
+                raise
+            break
+        if runs[-1].asked_to_stop:
             break
     return runs
 
 
-def _trial(config: lab.ConfigLike, data: str | Path | None, *, listeners: Any, **arguments: Any) -> Run:
+def _trial(*, listeners: Any, **arguments: Any) -> Run:
     """`lab.run`, which here returns a run that diverged, too."""
-    trainer = lab.build(config, data, **arguments)
+    trainer = lab.build(**arguments)
     assert trainer.folder is not None
     try:
         return lab.execute(trainer, listeners)
@@ -245,7 +251,7 @@ def microscope(
             readings[title] = losses_of(adapter, ids)
     if tokenizer is None:
         raise UsageError("there is no run to look through; give one or more")
-    return microscope_view([tokenizer.decode([i]) for i in ids], ids, readings)
+    return microscope_view(tokenizer.pieces(ids), ids, readings)
 
 
 def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:
@@ -265,7 +271,7 @@ class Look:
         ids = self._tokenizer.begun(self._tokenizer.encode(text)).tolist()
         if not 1 < len(ids) <= SHOWN_WINDOWS:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
-        self.tokens = [self._tokenizer.decode([i]) for i in ids]
+        self.ids, self.tokens = ids, self._tokenizer.pieces(ids)
         ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
         with torch.no_grad(), in_mode(self._adapter, training=False):
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
@@ -284,8 +290,9 @@ class Look:
     def lens(self) -> Figure:
         """The logit lens (nostalgebraist 2020): what the model would say next if it stopped after each layer."""
         best = self.logits_LTV.softmax(dim=-1).max(dim=-1)
-        guesses = [[self._tokenizer.decode([i]) for i in row] for row in best.indices.tolist()]
-        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, targets=self.tokens[1:])
+        guesses = [self._tokenizer.pieces(row) for row in best.indices.tolist()]
+        hits_LT = (best.indices[:, :-1] == torch.tensor(self.ids[1:])).numpy()  # texts of other tokens may look alike
+        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, hits_LT=hits_LT)
 
     def _repr_html_(self) -> str:
         shown: Any = [self.attention()]

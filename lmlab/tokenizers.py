@@ -46,6 +46,10 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Raises TokenizerError on an id outside the vocabulary."""
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id as it stands within a text, where some tokenizers would leave a space away at the front."""
+        return [self.decode([i]) for i in ids]
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the tokenizer into an existing folder. Raises OSError."""
@@ -343,6 +347,13 @@ class HFTokenizer(Tokenizer):
         """The text of ids, special tokens shown. Ids that no token has (a model may have spare rows) say nothing."""
         values = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return str(self.inner.decode(values, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """See `Tokenizer.pieces`: what an id adds to the text of another one."""
+        anchor = self.encode("a")[-1:].tolist()
+        before = self.decode(anchor)
+        both = [(i, self.decode([*anchor, i])) for i in ids]
+        return [text.removeprefix(before) if text.startswith(before) else self.decode([i]) for i, text in both]
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into an existing folder. Raises OSError, TokenizerError on what cannot be written."""

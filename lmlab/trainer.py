@@ -88,7 +88,7 @@ class Trainer:
             self.model.enable_activation_checkpointing()
         if config.compile:
             devices.require_compiler(self.device)
-            self.model.compile()
+            self.model.compile(dynamic=False)  # else a shape compiles to what the shapes before it suggest
         self._replica = parallel.replicate(self.model, self.world)
 
     def _use_precision(self, precision: str) -> None:

@@ -204,6 +204,7 @@ class RegistryBrowser(Face):
 
     def __init__(self, registry: Registry, runs_dir: Path) -> None:
         self.registry, self.runs_dir = registry, runs_dir
+        self._asked: str | None = None
         super().__init__()
         self.refresh()
 
@@ -238,6 +239,7 @@ class RegistryBrowser(Face):
     def show(self) -> None:
         """Show the selected model with its lineage; whatever was asked about a deletion is dropped."""
         name = self.list.value
+        self._asked = None
         self.question.layout.display = "none"
         self.delete_button.disabled = name is None
         if name is None:
@@ -257,12 +259,15 @@ class RegistryBrowser(Face):
             return
         children = self.registry.descendants(name)
         loss = f"; {', '.join(children)} would lose where they come from" if children else ""
+        self._asked = name
         self.say(f"delete {name} and its files, {words.size(self.registry.get(name).size_bytes)}?{loss}", "lm-warn")
         self.question.layout.display = ""
 
     def delete(self) -> None:
-        """Delete the selected model, whatever comes from it. Raises RegistryError."""
-        name = self.list.value
+        """Delete the model that `ask` asked about, whatever comes from it, once. Raises RegistryError."""
+        name, self._asked = self._asked, None
+        if name is None:  # a second click, which came when the list showed another model already
+            return
         freed = self.registry.remove(name, force=True)
         self.refresh()
         self.say(f"{name} is deleted, {words.size(freed)} are free")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tiny_models
 from tiny_config import TINY
 
+import lmlab
 from lmlab import catalogue, events, hub, lab
 from lmlab.checkpoint import step_folder
 from lmlab.errors import ConfigError, RegistryError, UsageError
@@ -128,6 +130,54 @@ def test_a_name_is_kept_until_the_run_completes(kind: str, base: str, corpus: Pa
     assert Registry().get("named") == before
     warning = "the model named stays as it is; give what comes of this session a name of its own"
     assert told(longer, "warning", "message").count(warning) == 1
+
+
+def test_validation_on_what_an_ancestor_was_trained_on_is_warned_of(corpus: Path, base: str) -> None:
+    def warned(run: lab.Run) -> bool:
+        return any("begins within what the run" in message for message in told(run, "warning", "message"))
+
+    lab.run(TINY, "storybook:100000", run_name="long", listeners=[])
+    lab.run(TINY, corpus, run_name="text", listeners=[]).register("kept")
+    assert warned(lab.branch("long", "shorter", data="storybook:9000", run_name="a", listeners=[]))
+    assert not warned(lab.branch("long", "longer", data="storybook:200000", run_name="b", listeners=[]))
+    assert not warned(lab.branch("long", "other", data=corpus, run_name="c", listeners=[]))
+    assert not warned(lab.branch("text", "same", run_name="d", listeners=[]))
+    assert warned(lab.branch("text", "cut", run_name="e", train_ratio=0.6, listeners=[]))
+    assert warned(lab.run({**CONFIG, "model_name": "cut", "train_ratio": 0.5}, corpus, run_name="f", listeners=[]))
+    assert not warned(lab.run({**CONFIG, "model_name": base, "train_ratio": 0.5}, corpus, run_name="g", listeners=[]))
+
+
+def test_a_run_that_goes_on_takes_no_other_name(base: str, corpus: Path) -> None:
+    run = lab.finetune(base, corpus, "named", config=CONFIG, run_name="r", listeners=[])
+    for name in (base, "named"):
+        with pytest.raises(UsageError, match="is the run's own model"):
+            lab.branch("r", name, run_name="another", listeners=[], max_steps=9)
+    assert (run.step, [step.name for step in run.checkpoints()]) == (
+        4,
+        [p.name for p in lab.Run(run.folder).checkpoints()],
+    )
+    assert not (run.folder.parent / "another").exists()
+
+
+def test_a_run_is_registered_where_it_was_promised(base: str, corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(Registry().models_dir, tmp_path / "elsewhere")
+    arguments = {"config": CONFIG, "run_name": "r", "models_dir": tmp_path / "elsewhere"}
+    lab.finetune(base, corpus, "named", **arguments, listeners=[stop_after(1)])
+    lab.resume("r", listeners=[])
+    assert (Registry(tmp_path / "elsewhere").names(), Registry().names()) == ([base, "named"], [base])
+    lab.resume("r", listeners=[])  # done: nothing is registered a second time
+    assert Registry().names() == [base]
+
+
+def test_a_folder_in_the_place_of_the_model_is_seen_before_the_training(base: str, corpus: Path) -> None:
+    (Registry().models_dir / "mine").mkdir()
+    with pytest.raises(RegistryError, match="exists but is not registered"):
+        lab.finetune(base, corpus, "mine", config=CONFIG, run_name="r", listeners=[])
+    run = lab.run({**CONFIG, "model_name": base}, corpus, run_name="r", listeners=[])
+    for register in (lambda: lab.branch("r", "mine", listeners=[]), lambda: run.register("mine")):
+        with pytest.raises(RegistryError, match="exists but is not registered"):
+            register()
+    assert [each.run_id for each in lmlab.runs()] == ["r"]
 
 
 def test_a_name_that_was_taken_meanwhile_leaves_the_run_to_be_registered_under_another(

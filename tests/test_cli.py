@@ -191,7 +191,7 @@ def test_a_run_that_early_stopping_ended_says_how_to_go_on(
     ended = lab.run(early, corpus, run_name="early", listeners=[]).step
     assert ended < 40
     said = lab_command("--resume", "early", "--max-steps", "50").stdout
-    assert f"is done: it is at step {ended} of 40; give --set early_stopping_patience=null to go on" in said
+    assert f"is done: it is at step {ended} of 50; give --set early_stopping_patience=null to go on" in said
     further = ["--max-steps", str(ended + 1), "--set", "early_stopping_patience=null"]
     lab_command("--resume", "early", *further)
     assert launching.attach("early").step == ended + 1

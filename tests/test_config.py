@@ -15,8 +15,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmlab.config import GROUPS, TrainingConfig, find_file, group_fields, home, parse_override
-from lmlab.errors import ConfigError
+from lmlab.config import GROUPS, TrainingConfig, find_file, find_runs_dir, group_fields, home, parse_override
+from lmlab.errors import ConfigError, UsageError
+from lmlab.registry import find_models_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIFIED = {
@@ -332,6 +333,9 @@ def test_paths_are_looked_up_here_then_in_the_project_and_home_comes_first(
     elsewhere = tmp_path / "elsewhere" / "configs"
     elsewhere.mkdir(parents=True)
     write(elsewhere, "n_layers: 5", "a.yaml")
+    for find in (find_runs_dir, find_models_dir):  # the unset variable of a script
+        with pytest.raises(UsageError, match="an empty path names nothing"):
+            find("")
     monkeypatch.setenv("LMLAB_HOME", str(tmp_path / "elsewhere"))
     assert home() == tmp_path / "elsewhere"
     assert TrainingConfig.from_yaml("configs/a.yaml").n_layers == 5

@@ -100,7 +100,7 @@ def test_a_terminal_shows_a_bar_and_nothing_that_could_steer_it() -> None:
     shown = stream.getvalue()
     assert "run r-1 (new), config ab12, commit none" in shown
     assert "custom-transformer, 1,234,567 parameters; cpu, fp32, 2 threads, seed 7" in shown
-    assert "no model can come below a validation loss of 0.5123" in shown
+    assert "no model can expect a validation loss below 0.5123" in shown
     assert "2/3" in shown
     assert "loss 1.1000, 12,346 tokens/s" in shown
     assert "step 0: validation loss 4.2000" in shown

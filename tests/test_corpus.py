@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,32 @@ def test_a_vocabulary_beyond_sixteen_bits_is_kept_whole(tmp_path: Path) -> None:
     tokenizer = CharTokenizer(corpus.characters)
     assert tokenizer.vocab_size == 0x1F000 - 0xE000 > 2**16
     assert np.array_equal(corpus.encode(tokenizer), np.arange(tokenizer.vocab_size))
+
+
+def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder, text in ((data, "first"), (elsewhere, "second")):
+        folder.mkdir()
+        (folder / f"{text}.txt").write_text(text)
+    (data / "linked").symlink_to(elsewhere)
+    (data / "linked again").symlink_to(elsewhere)
+    (data / "circle").symlink_to(data)
+    assert load_text(data).documents == ["first", "second"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "private").mkdir(parents=True)
+    (tmp_path / "data" / "a.txt").write_text("first")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if "private" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"cannot read .*private: Permission denied"):
+        load_text(tmp_path / "data")
 
 
 def test_the_second_start_tokenizes_nothing(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:

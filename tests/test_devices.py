@@ -135,3 +135,24 @@ def test_out_of_memory_is_an_error_with_advice() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="another"), devices.out_of_memory_as_error("lower batch_size"):
         raise RuntimeError("another")
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GB200", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_an_accelerator_is_known_by_its_whole_name(name: str, teraflops: int | None) -> None:
+    known = devices.data_sheet(name)
+    assert (None if known is None else known[0]) == teraflops

@@ -16,18 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from hub_server import HubServer, git_blob
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmlab import hub
 from lmlab.errors import HubError, LabError, RegistryError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings
-from lmlab.hub_client import Unfinished
+from lmlab.hub_client import Unfinished, parse_address
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.registry import Entry, Registry
 from lmlab.tokenizers import Tokenizer
@@ -228,8 +229,11 @@ def test_the_builtin_model_needs_no_network_and_is_always_the_same(
     assert "the built-in model is builtin:tiny-qwen" in refused("builtin:huge-qwen", models)
 
 
-def write_gguf(path: Path, folder: Path) -> None:
-    """The tiny Llama in `folder` as a GGUF file, with the names, layout and tokenizer of llama.cpp."""
+def write_gguf(path: Path, folder: Path, scaling: str | None = None, factors: Any = None) -> None:
+    """The tiny Llama in `folder` as a GGUF file, with the names, layout and tokenizer of llama.cpp.
+
+    scaling, factors: how its positions are scaled, by name and by numbers.
+    """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
@@ -262,6 +266,10 @@ def write_gguf(path: Path, folder: Path) -> None:
             rows, columns = array.shape
             array = array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+    if scaling is not None:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -287,6 +295,26 @@ def test_a_gguf_file_is_stored_as_safetensors_with_equal_logits(models: Path, tm
     (tmp_path / "broken.gguf").write_bytes((tmp_path / "Tiny-F32.gguf").read_bytes()[:3000])
     assert "broken.gguf cannot be read as a GGUF model" in refused(str(tmp_path / "broken.gguf"), models)
     assert "no file" in refused(str(tmp_path / "absent.gguf"), models)
+
+
+def test_a_gguf_file_brings_its_own_tokenizer_whatever_lies_beside_it(models: Path, tmp_path: Path) -> None:
+    folder = tiny_models.make(tmp_path / "llama", "llama")
+    (tmp_path / "downloads").mkdir()
+    write_gguf(tmp_path / "downloads" / "tiny.gguf", folder)
+    tiny_models.write_tokenizer(tmp_path / "downloads", "PreTrainedTokenizerFast", 300, "other words of another model")
+    bring(str(tmp_path / "downloads" / "tiny.gguf"), models)
+    text = "the capital of France"
+    assert Tokenizer.load(models / "tiny").encode(text).tolist() == Tokenizer.load(folder).encode(text).tolist()
+
+
+def test_a_gguf_file_with_positions_that_are_not_read_is_refused(models: Path, tmp_path: Path) -> None:
+    folder = tiny_models.make(tmp_path / "llama", "llama")
+    one, eight = (np.array([1.0, 1.0, 1.0, last], dtype=np.float32) for last in (1.0, 8.0))
+    for name, given in (("yarn", {"scaling": "yarn"}), ("factors", {"factors": eight})):
+        write_gguf(tmp_path / f"{name}.gguf", folder, **given)
+        assert "scales its positions" in refused(str(tmp_path / f"{name}.gguf"), models)
+    write_gguf(tmp_path / "plain.gguf", folder, scaling="none", factors=one)
+    bring(str(tmp_path / "plain.gguf"), models)
 
 
 def test_nothing_happens_without_a_yes(server: HubServer, models: Path) -> None:
@@ -321,6 +349,50 @@ def test_an_import_that_broke_off_goes_on_when_run_again(server: HubServer, mode
     assert [r.range for r in server.requests if r.method == "GET"][-1] == "bytes=70000-"
     assert "(48.5 kB to fetch)" in str(plans[0])
     assert Registry(models).validate() == []
+
+
+def test_what_came_of_an_earlier_commit_is_not_fetched_again(server: HubServer, tiny_qwen: Path, models: Path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.import_model(QWEN, models_dir=models, tell=interrupt)
+    (models / ".partial-qwen2.5-0.5b" / "LICENSE").write_text("of a file that is gone")
+    commit = server.add(QWEN, tiny_qwen, NOTICE=b"new")
+    server.requests.clear()
+    entry = bring(QWEN, models)
+    assert entry.revision == commit
+    assert "NOTICE" in entry.files
+    assert "LICENSE" not in entry.files
+    assert "model.safetensors" not in " ".join(server.downloads())
+
+
+def test_a_bad_shard_does_not_throw_the_others_away(server: HubServer, tiny_qwen: Path, models: Path) -> None:
+    tensors = load_file(tiny_qwen / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    files = {name: save({key: tensors[key] for key in keys}, {"format": "pt"}) for name, keys in shards.items()}
+    index = {"metadata": {}, "weight_map": {key: name for name, keys in shards.items() for key in keys}}
+    changes = {"model.safetensors": None, "model.safetensors.index.json": json.dumps(index).encode(), **files}
+    server.publish("a/b", published(tiny_qwen, **changes))
+    last = max(files, key=lambda name: len(files[name]))
+    server.repositories["a/b"].lies[last] = {"lfs": {"sha256": "0" * 64, "size": len(files[last]), "pointerSize": 1}}
+    with pytest.raises(HubError, match="does not have the hash that the hub states, so it was thrown away"):
+        hub.import_model("a/b", models_dir=models)
+    server.repositories["a/b"].lies.clear()
+    server.requests.clear()
+    assert set(files) <= bring("a/b", models).files.keys()
+    assert [name for name in files if name in " ".join(server.downloads())] == [last]
+
+
+def test_a_branch_with_a_slash_is_read_from_an_address() -> None:
+    address = "https://huggingface.co/org/m/tree/refs%2Fpr%2F3"
+    assert parse_address(address) == ("org/m", "refs/pr/3")
+
+
+def test_a_folder_is_looked_up_as_every_path(tiny_qwen: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLAB_HOME", str(tiny_qwen.parent))
+    assert bring(tiny_qwen.name, models).source == "local"
 
 
 def fail_after_first(server: HubServer, original: Any, request: Any) -> None:
@@ -490,6 +562,7 @@ def test_a_folder_that_no_entry_names_is_not_overwritten(server: HubServer, mode
     (models / "qwen2.5-0.5b").mkdir(parents=True)
     (models / "qwen2.5-0.5b" / "mine.txt").write_text("keep")
     assert "exists but is not registered; move it away, then try again" in refused(QWEN, models)
+    assert "model.safetensors" not in " ".join(server.downloads())  # seen before hours of it
     assert (models / "qwen2.5-0.5b" / "mine.txt").read_text() == "keep"
 
 

@@ -715,3 +715,24 @@ def test_a_model_that_cannot_checkpoint_activations_says_so(folders: dict[str, P
     adapter.model.supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match="activation_checkpointing does not work with qwen"):
         adapter.enable_activation_checkpointing()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_attention_is_what_the_model_looks_at_in_training(folders: dict[str, Path], family: str) -> None:
+    adapter = load(folders[family])
+    adapter.end_of_text_id = END
+    ids_BT = torch.tensor([[5, 6, 7, END, 8, 9, END, 10, 11, 12], [5, 6, 7, 8, 9, 10, 11, 12, 13, END]])
+    with torch.no_grad():
+        for packs in {adapter._packs(), False}:
+            adapter.packs = packs
+            for layer, probabilities_BHTT in enumerate(adapter.attentions(ids_BT)):
+                assert not probabilities_BHTT[0, :, 4:, :4].any()
+                assert not probabilities_BHTT[0, :, 7:, :7].any()
+                torch.testing.assert_close(probabilities_BHTT.sum(-1), torch.ones(2, 4, 10))
+                for start, stop in ((0, 4), (4, 7), (7, 10)):
+                    alone = adapter.attentions(ids_BT[:1, start:stop])[layer]
+                    torch.testing.assert_close(probabilities_BHTT[:1, :, start:stop, start:stop], alone)
+                torch.testing.assert_close(probabilities_BHTT[1:], adapter.attentions(ids_BT[1:])[layer])
+            for layer, x_BTD in enumerate(adapter.hidden_states(ids_BT)):
+                alone = adapter.hidden_states(ids_BT[:1, 4:7])[layer]
+                torch.testing.assert_close(x_BTD[:1, 4:7], alone, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from run_logs import BEGAN, RunWriter, write_run
+from run_logs import BEGAN, CONFIG, RunWriter, start_fields, write_run
 
 from lmlab import events, runs_table
 from lmlab.comparison import Difference, comparison, diff, distinct, final_loss, smallest_difference
@@ -26,6 +27,7 @@ from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
 from lmlab.record import RUN_LOCK, Record, delete_run, find_runs
+from lmlab.views import cards
 
 EVERY_PROPERTY = (
     "start", "run_id", "config", "model", "kind", "lineage", "status", "max_steps", "tokens_per_step", "tokens",
@@ -563,3 +565,48 @@ def test_a_run_folder_without_write_permission_says_so(tmp_path):
 def test_paths_may_be_text(tmp_path):
     write_run(tmp_path / "run")
     assert Record(str(tmp_path / "run")).folder == Path(tmp_path / "run")
+
+
+def test_remarks_on_a_deleted_run_do_not_bring_it_back(tmp_path):
+    run = Record(write_run(tmp_path / "gone"))
+    run.delete()
+    with pytest.raises(RunError, match="is no longer there"):
+        run.tag("good")
+    assert not run.folder.exists()
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    write_run(tmp_path / "mine")
+    (tmp_path / "lost+found").mkdir()
+    real = os.stat
+
+    def stat(path, *given, **more):
+        if "lost+found" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *given, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert [run.run_id for run in find_runs(tmp_path, Record)] == ["mine"]
+
+
+def test_runs_of_other_tokens_are_told_apart_by_bits_per_byte_and_of_other_texts_not_at_all(tmp_path):
+    def ended(name, tokenizer, val_loss, bits, **data):
+        run = RunWriter(tmp_path / name)
+        start = start_fields("new", CONFIG)
+        run.start(tokenizer=tokenizer, data={**start["data"], **data})
+        run.event("eval", 40, val_loss=val_loss, perplexity=math.exp(val_loss), bits_per_byte=bits)
+        run.event("run_end", 40, status="completed", message=None)
+        return Record(run.folder)
+
+    characters, words = ended("characters", "char-65", 1.2, 1.73), ended("words", "qwen", 2.9, 1.05)
+    view = cards.comparison_table([characters, words], noise=0.1)
+    assert re.findall(r'<b class="lm-good">([\d.]+)</b>', view.html) == ["1.0500"]
+    assert "bits per byte say which is the better one" in view.text
+    assert "noise" not in view.text
+    assert [row["tokenizer"] for row in comparison([characters, words])] == ["char-65", "qwen"]
+    elsewhere = ended("elsewhere", "char-65", 1.1, 1.5, path="other.txt", sha256="6" * 64)
+    view = cards.comparison_table([characters, elsewhere])
+    assert '<b class="lm-good">' not in view.html
+    assert "their losses do not say which is the better one" in view.text
+    assert "other.txt (66666666)" in view.text
+    assert "bits_per_byte" not in comparison([characters, elsewhere])[0]

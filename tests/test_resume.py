@@ -15,6 +15,7 @@ import tiny_models
 import torch
 from tiny_config import TINY
 
+import lmlab
 from lmlab import checkpoint, devices, events, hub, lab
 from lmlab.data import Batch
 from lmlab.errors import CheckpointError, DataError, RunError, UsageError
@@ -403,6 +404,34 @@ def test_a_copied_checkpoint_goes_on_in_a_folder_of_the_same_id_unless_that_is_t
     assert resumed.folder == run
     assert [event["step"] for event in events.read(run / "log.jsonl") if event["event"] == "step"] == [4, 5, 6]
     assert told_after(run, 3) == told_after(tmp_path / "away", 3)
+
+
+def test_an_evaluation_of_another_part_of_the_text_begins_anew_what_is_counted(corpus: Path) -> None:
+    config = {**TINY, "eval_cadence": 1, "eval_batches": 2, "early_stopping_patience": 50}
+    run = lab.run(config, corpus, run_name="r", listeners=[])
+    same = {"batch_size": config["batch_size"] // 2, "eval_batches": 4, "gradient_accumulation_steps": 2}
+    for changes, warned in ((same, False), ({"eval_batches": 1}, True)):
+        run = lab.resume("r", max_steps=lab.Run(run.folder).step + 1, listeners=[], **changes)
+        messages = [event["message"] for event in events.read(run.folder / "log.jsonl") if event["event"] == "warning"]
+        assert any("another part of the text" in message for message in messages) == warned
+    state = checkpoint.load(run.newest_checkpoint).state
+    assert state["best_val_loss"] == run.last("val_loss")
+
+
+def test_a_run_whose_log_was_left_behind_goes_on(run: Path) -> None:
+    (run / "log.jsonl").unlink()
+    (run / "config.yaml").unlink()
+    assert [each.folder for each in lmlab.runs()] == [run]
+    resumed = lab.resume(run, listeners=[], max_steps=7)
+    assert (resumed.folder, resumed.step, resumed.status) == (run, 7, "completed")
+
+
+def test_a_run_made_by_hand_goes_on(corpus: Path) -> None:
+    trainer = lab.build(TINY, corpus, run_name="by-hand")
+    trainer.fit()
+    assert [each.run_id for each in lmlab.runs()] == ["by-hand"]
+    resumed = lab.resume("by-hand", listeners=[], max_steps=7)
+    assert (resumed.folder, resumed.step) == (trainer.folder, 7)
 
 
 def test_a_copied_checkpoint_is_saved_in_its_new_folder_before_the_first_step(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 import torch
 from tiny_config import TINY
 
-from lmlab import checkpoint, events, files, lab
+from lmlab import checkpoint, events, files, lab, session
 from lmlab.config import TrainingConfig
 from lmlab.errors import CheckpointError, DivergedError, RunError, UsageError
 from lmlab.session import ignored_settings
@@ -182,6 +183,18 @@ def test_a_run_is_locked_while_it_trains_and_free_when_it_fails(corpus: Path) ->
 
 
 # --- back to an earlier step ----------------------------------------------------------------------------------------
+
+
+def test_a_stop_before_the_first_step_is_kept_for_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = session.write_config
+
+    def write_config(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*given)
+
+    monkeypatch.setattr(session, "write_config", write_config)
+    run = train(corpus)
+    assert (run.status, run.step, run.stopped_by) == ("stopped", 0, signal.SIGINT)
 
 
 def test_what_came_after_an_earlier_checkpoint_moves_aside(corpus: Path) -> None:

@@ -54,6 +54,40 @@ def test_an_interrupt_ends_a_sweep_and_what_there_is_comes_back(tiny: Settings, 
     assert not (lab.runs()[0].folder.parent / "three").exists()
 
 
+def test_an_interrupt_that_comes_after_the_last_step_of_a_run_ends_the_sweep_too(tiny: Settings, corpus: Path):
+    changes = [{"run_name": name} for name in ("one", "two")]
+    swept = lab.sweep(tiny, changes, corpus, listeners=[interrupt_at(6, "one")])
+    assert [(run.run_id, run.status, run.stopped_by) for run in swept] == [("one", "completed", None)]
+    assert swept[0].asked_to_stop
+
+
+def test_an_interrupt_between_two_runs_gives_those_that_there_are(
+    tiny: Settings, corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build = lab.lab.build
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        if more["run_name"] == "two":
+            raise KeyboardInterrupt
+        return build(*given, **more)
+
+    monkeypatch.setattr(lab.lab, "build", interrupted)
+    changes = [{"run_name": name} for name in ("one", "two")]
+    assert [run.run_id for run in lab.sweep(tiny, changes, corpus, listeners=[])] == ["one"]
+    with pytest.raises(KeyboardInterrupt):
+        lab.sweep(tiny, changes[1:], corpus, listeners=[])
+
+
+def test_a_sweep_over_texts_and_configs(tiny: Settings, corpus: Path, tmp_path: Path):
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text() + " and more of it")
+    swept = lab.sweep(
+        tiny, [{"data": corpus}, {"data": other}, {"config": {**tiny, "max_steps": 2}}], corpus, listeners=[]
+    )
+    assert [Path(run.start["data"]["path"]).name for run in swept] == [corpus.name, "other.txt", corpus.name]
+    assert [run.step for run in swept] == [6, 6, 2]
+
+
 def test_a_trial_that_diverges_is_one_of_the_sweep(tiny: Settings, corpus: Path):
     wild = {"learning_rate": 100.0, "optimizer": "muon", "weight_decay": 50.0}
     changes = [{"run_name": "one"}, {"run_name": "wild", "max_steps": 500, **wild}, {"run_name": "two"}]
@@ -193,7 +227,7 @@ def test_look_has_the_model_s_own_numbers(run: lab.Run):
     look = lab.look("kept", "The cat")
     adapter, tokenizer = run.load()
     ids_BT = torch.from_numpy(tokenizer.encode("The cat")).long()[None]
-    torch.testing.assert_close(look.logits_LTV[-1], adapter.eval().logits(ids_BT)[0].detach())
+    torch.testing.assert_close(look.logits_LTV[-1], adapter.logits(ids_BT)[0].detach())
     assert look.probabilities_LHTT.shape == (2, 2, 7, 7)
     torch.testing.assert_close(look.probabilities_LHTT.sum(-1), torch.ones(2, 2, 7))
     assert look.tokens == list("The cat")
@@ -245,3 +279,23 @@ def test_an_error_shows_itself_as_one_line_unless_all_is_asked_for(monkeypatch: 
     assert line.startswith("ConfigError: config: n_heads=3 does not divide")
     monkeypatch.setenv("LMLAB_DEBUG", "1")
     assert caught.value._render_traceback_()[0].startswith("Traceback")
+
+
+def test_the_model_of_a_run_is_loaded_as_it_will_be_from_disk(tiny: Settings, corpus: Path):
+    run = lab.run(tiny, corpus, dropout=0.5, listeners=[])
+    adapter, tokenizer = run.load()
+    ids_BT = torch.from_numpy(tokenizer.encode("The cat")).long()[None]
+    assert torch.equal(adapter.logits(ids_BT), adapter.logits(ids_BT))
+    from_disk, _ = lab.Run(run.folder).load()
+    assert torch.equal(adapter.logits(ids_BT), from_disk.logits(ids_BT))
+
+
+def test_the_lens_knows_tokens_by_their_ids_and_not_by_their_looks(run: lab.Run, monkeypatch: pytest.MonkeyPatch):
+    look = lab.look(run, "The cat")
+    monkeypatch.setattr(type(look._tokenizer), "pieces", lambda self, ids: ["same"] * len(list(ids)))
+    drawn: list[Any] = []
+    monkeypatch.setattr("lmlab.views.plots.lens_figure", lambda *given, **more: drawn.append(more["hits_LT"]))
+    look.lens()
+    best = look.logits_LTV.argmax(dim=-1)[:, :-1]
+    assert (drawn[0] == (best == torch.tensor(look.ids[1:])).numpy()).all()
+    assert not drawn[0].all()

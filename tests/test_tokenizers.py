@@ -406,3 +406,23 @@ def test_ids_may_have_gaps_and_the_vocabulary_reaches_to_the_last(hf_folder: Pat
 def test_an_id_that_no_embedding_has_is_refused_at_once(hf_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="ids up to 3,000,000,000: no model has"):
         Tokenizer.load(with_id(hf_folder, tmp_path, 3_000_000_000))
+
+
+def test_a_piece_keeps_the_space_before_it(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    words = ["<unk>", "▁", "▁a", "▁the", "the", "▁cat", "s", "</s>"]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}'
+    )
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = [words.index(word) for word in ("▁the", "▁cat", "s", "▁", "the", "</s>")]
+    assert tokenizer.decode([ids[0]]) == tokenizer.decode([ids[4]]) == "the"
+    assert tokenizer.pieces(ids) == [" the", " cat", "s", " ", "the", "</s>"]
+    assert "".join(tokenizer.pieces(ids)).removeprefix(" ") == tokenizer.decode(ids)
+    assert CharTokenizer.from_text("abc").pieces([0, 2]) == ["a", "c"]

@@ -771,7 +771,10 @@ def test_attention_maps_fit_their_tokens():
 
 def test_the_lens_marks_right_guesses():
     figure = plots.lens_figure(
-        [["b", "x"], ["b", "c"]], np.array([[0.1, 0.9], [0.5, 0.5]]), ["a", "b"], targets=["b", "c"]
+        [["b", "x"], ["b", "c"]],
+        np.array([[0.1, 0.9], [0.5, 0.5]]),
+        ["a", "b"],
+        hits_LT=np.array([[True, False], [True, True]]),
     )
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["embedding", "1"]
     cells = {text.get_position(): text for text in figure.axes[0].texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ from run_logs import write_run
 import lmlab as lab
 from lmlab import forms
 from lmlab.config import TrainingConfig
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, UsageError
 from lmlab.settings import settings
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -28,8 +29,9 @@ def nothing_left_running() -> Iterator[None]:
     """What a test launched and did not stop, as one that fails does not, would train for hours."""
     yield
     for child in psutil.Process().children():
-        if "lmlab.cli" in child.cmdline():
-            child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended, and that nobody has waited for yet
+            if "lmlab.cli" in child.cmdline():
+                child.kill()
 
 
 @pytest.fixture
@@ -116,6 +118,8 @@ def test_run_and_stop_are_launch_and_stop(tiny: dict[str, object], corpus: Path)
     assert form.run is not None
     assert form.run.config["sampling_prompt"] == prompt
     assert (form.run_button.disabled, form.stop_button.disabled) == (True, False)
+    with pytest.raises(UsageError, match="goes on; stop it first"):  # a second click on its way
+        form.start()
     wait_until(lambda: "running" in form.view.value and "<polyline" in form.view.value)
     form.stop_button.click()
     assert form.run.status == "stopped"
@@ -299,6 +303,8 @@ def test_the_browser_shows_lineage_and_asks_before_it_deletes(hostile_run: lab.R
     assert lab.Registry().names() == ["base"]
     assert [name for _, name in browser.list.options] == ["base"]
     assert "tuned is deleted" in browser.message.value
+    browser.sure_button.click()  # again, before the page had taken the button away
+    assert lab.Registry().names() == ["base"]
     browser.close()
 
 

@@ -7,6 +7,7 @@ B batch, T time, D model width, V vocabulary, N tokens of a whole batch, R rows 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -165,14 +166,17 @@ class CausalLMAdapter(BaseAdapter):
 
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
-        blocks = self.blocks()
+        blocks, segments_BT = self.blocks(), self.segments(ids_BT)
         embedded: list[Tensor] = []
         handle = blocks[0].register_forward_pre_hook(lambda _, arguments: embedded.append(arguments[0]))
         try:
             after = capture(blocks, lambda: self._apart(self.model.base_model, ids_BT))
         finally:
             handle.remove()
-        return [*embedded, *after]
+        if segments_BT is None or self._packs():
+            return [*embedded, *after]
+        real_RT = documents_in_rows(ids_BT, segments_BT)[1]
+        return [x_RTD[real_RT].unflatten(0, ids_BT.shape) for x_RTD in (*embedded, *after)]
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
         """logits_BTV that the final norm and the head read from any state of the residual stream.
@@ -189,12 +193,20 @@ class CausalLMAdapter(BaseAdapter):
 
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each BHTT."""
-        chosen = self.model.config._attn_implementation
+        chosen, segments_BT = self.model.config._attn_implementation, self.segments(ids_BT)
         self.model.set_attn_implementation("eager")  # the others never hold the probabilities
         try:
-            return list(self.model(input_ids=ids_BT, use_cache=False, output_attentions=True).attentions)
+            if segments_BT is None:
+                return self._seen(ids_BT)
+            if self._packs():
+                return self._seen(ids_BT, position_ids=restarted_positions(segments_BT))
+            rows = [apart(self._seen, *row) for row in zip(ids_BT, segments_BT, strict=True)]
+            return [torch.cat(layer) for layer in zip(*rows, strict=True)]
         finally:
             self.model.set_attn_implementation(chosen)
+
+    def _seen(self, ids_BT: Tensor, **positions: Tensor) -> list[Tensor]:
+        return list(self.model(input_ids=ids_BT, use_cache=False, output_attentions=True, **positions).attentions)
 
     def blocks(self) -> nn.ModuleList:
         """The layers of the model, in order. Raises ConfigError where they are not known."""
@@ -293,12 +305,33 @@ def restarted_positions(segments_BT: Tensor) -> Tensor:
 
 def in_rows(module: nn.Module, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
     """The first output of `module` with every document in a row of its own: slower, and right for any causal model."""
+    ids_RT, real_RT = documents_in_rows(ids_BT, segments_BT)
+    return first(module(input_ids=ids_RT, use_cache=False))[real_RT].unflatten(0, ids_BT.shape)
+
+
+def documents_in_rows(ids_BT: Tensor, segments_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Every document in a row of its own, ids_RT, padded at its end; and where there are real tokens, real_RT."""
     begins_BT = restarted_positions(segments_BT) == 0
     starts_R = begins_BT.flatten().nonzero().flatten()
     lengths_R = torch.diff(starts_R, append=starts_R.new_tensor([ids_BT.numel()]))
     ids_RT = pad_sequence(list(ids_BT.flatten().split(lengths_R.tolist())), batch_first=True)
-    real_RT = torch.arange(ids_RT.size(1), device=ids_RT.device) < lengths_R[:, None]
-    return first(module(input_ids=ids_RT, use_cache=False))[real_RT].unflatten(0, ids_BT.shape)
+    return ids_RT, torch.arange(ids_RT.size(1), device=ids_RT.device) < lengths_R[:, None]
+
+
+def apart(seen: Callable[[Tensor], list[Tensor]], ids_T: Tensor, segments_T: Tensor) -> list[Tensor]:
+    """The attention of a window, each layer 1HTT, whose documents are read one by one."""
+    lengths = segments_T.unique_consecutive(return_counts=True)[1].tolist()
+    of_documents = [seen(document_T[None]) for document_T in ids_T.split(lengths)]
+    layers = []
+    for blocks in zip(*of_documents, strict=True):
+        whole = blocks[0].new_zeros(1, blocks[0].size(1), len(ids_T), len(ids_T))
+        start = 0
+        for block in blocks:
+            stop = start + block.size(-1)
+            whole[..., start:stop, start:stop] = block
+            start = stop
+        layers.append(whole)
+    return layers
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import numpy as np
 
 from lmlab import words
 from lmlab.catalogue import as_tree, origin
-from lmlab.comparison import Difference, comparison, distinct, lineage_of
+from lmlab.comparison import Difference, comparison, distinct, lineage_of, yardstick
 from lmlab.history import History, as_mapping, as_text
 from lmlab.record import Record
 from lmlab.registry import Entry
@@ -98,7 +98,7 @@ def facts_of(history: History) -> dict[str, tuple[str, str | None]]:
         "Best": (f"{best.loss:.4f} at {best.step:,}" if best else words.DASH, "lowest validation loss and its step"),
     }
     if floor is not None:
-        facts["Floor"] = (f"{floor:.4f}", "no model can come below this validation loss on this corpus")
+        facts["Floor"] = (f"{floor:.4f}", "no model can expect a lower validation loss on this corpus")
     return facts
 
 
@@ -225,16 +225,17 @@ def models_table(entries: Iterable[Entry], damaged: Mapping[str, str] | None = N
 
 OUTCOME_TITLES = {
     "run": "Run", "status": "Status", "step": "Steps", "tokens": "Tokens", "seconds": "Time", "loss": "Final loss",
-    "val_loss": "Validation loss", "best_val_loss": "Best", "above_floor": "Above floor",
+    "val_loss": "Validation loss", "best_val_loss": "Best", "bits_per_byte": "Bits per byte", "above_floor": "Above floor",
 }  # fmt: skip
 
 
 def comparison_table(
     records: Sequence[History], noise: float | None = None, labels: Sequence[str] | None = None
 ) -> View:
-    """Config differences and final losses of runs; the lowest validation loss stands out. noise: the smallest
-    difference worth believing, named below the table, with the runs that the best is not worth telling from. labels:
-    what the runs are called, else by their ids. Config fields stand before the losses while they are few."""
+    """Config differences and final losses of runs; the best stands out: of the lowest validation loss, or of the fewest
+    bits per byte where their tokens differ; none where their validation texts do. noise: the smallest difference worth
+    believing, named below the table, with the runs that the best is not worth telling from. labels: what the runs are
+    called, else by their ids. Config fields stand before the losses while they are few."""
     rows = comparison(records)
     names = distinct(labels if labels is not None else [row["run"] for row in rows])
     rows = [{**row, "run": name} for row, name in zip(rows, names, strict=True)]
@@ -242,20 +243,27 @@ def comparison_table(
     varied = [key for key in keys if key not in OUTCOME_TITLES]
     if len(varied) > MOST_VARIED:  # a wide table is cut off at the right, where the losses should not stand
         keys = [key for key in keys if key in OUTCOME_TITLES] + varied
-    best = min((row["val_loss"] for row in rows if _is_number(row["val_loss"])), default=None)
+    measure = yardstick(records)
+    best = min((row[measure] for row in rows if measure and _is_number(row[measure])), default=None)
     text_rows = [{key: _outcome_cell(key, row[key]) for key in keys} for row in rows]
     html_rows = [{key: escape(cell) for key, cell in row.items()} for row in text_rows]
     for row, shown in zip(rows, html_rows, strict=True):
         shown["run"] = element("span", shown["run"], "lm-mono lm-whole")
         shown["status"] = pill(as_text(row["status"]))
-        if best is not None and row["val_loss"] == best:
-            shown["val_loss"] = element("b", shown["val_loss"], "lm-good")
+        if measure is not None and best is not None and row[measure] == best:
+            shown[measure] = element("b", shown[measure], "lm-good")
     columns = {key: OUTCOME_TITLES.get(key, key) for key in keys}
     numbers = [key for key in keys if key in OUTCOME_TITLES and key not in ("run", "status")]
-    note = _noise_note(rows, best, noise)
+    note = _noise_note(rows, best, noise) if measure == "val_loss" else YARDSTICKS[measure]
     text = words.text_table(columns, text_rows, numbers)
     html = table(columns, html_rows, numbers) + element("div", escape(note), "lm-dim")
     return View(page(html, wide=True), f"{text}\n{note}".rstrip())
+
+
+YARDSTICKS = {
+    None: "validated on different texts: their losses do not say which is the better one",
+    "bits_per_byte": "their tokens differ: bits per byte say which is the better one, not the loss of a token",
+}
 
 
 def _is_number(value: Any) -> bool:

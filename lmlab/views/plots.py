@@ -255,13 +255,14 @@ def lens_figure(
     tokens: Sequence[str],
     *,
     layer_names: Sequence[str] | None = None,
-    targets: Sequence[str] | None = None,
+    hits_LT: np.ndarray | None = None,
 ) -> Figure:
     """The logit lens: what the model would say next after each layer (the last on top) at each token.
 
     guesses_LT: the likeliest next token by layer and position, first after the embedding. probabilities_LT: the shade
-    of each cell, the probability of that guess, or of the true next token. tokens: what was read, below. targets: the
-    true next tokens; guesses that hit are set bold. Raises UsageError where the shapes do not fit.
+    of each cell, the probability of that guess, or of the true next token. tokens: what was read, below. hits_LT:
+    whether a guess is the true next token, as far as that is known; those are set bold. Raises UsageError where the
+    shapes do not fit.
     """
     shades = np.asarray(probabilities_LT, dtype=np.float64)
     names = list(layer_names) if layer_names is not None else [state_name(index) for index in range(len(guesses_LT))]
@@ -276,7 +277,7 @@ def lens_figure(
         axes.grid(visible=False)
         for layer, row in enumerate(guesses_LT):
             for position, guess in enumerate(row):
-                hit = targets is not None and position < len(targets) and targets[position] == guess
+                hit = hits_LT is not None and position < hits_LT.shape[1] and bool(hits_LT[layer, position])
                 axes.text(
                     position, layer, token_label(guess), ha="center", va="center", fontsize=8,
                     color="white" if shades[layer, position] > 0.55 else INK, fontweight="bold" if hit else "normal",
@@ -284,7 +285,7 @@ def lens_figure(
         axes.set_yticks(range(len(names)), [label(name) for name in names])
         axes.set_ylabel("after layer")
         axes.set_xticks(range(len(tokens)), [token_label(token) for token in tokens])
-        axes.set_xlabel("token read" + (" (bold: the guess is right)" if targets is not None else ""))
+        axes.set_xlabel("token read" + (" (bold: the guess is right)" if hits_LT is not None else ""))
         figure.colorbar(image, ax=axes, label="probability", pad=0.01, aspect=12)
     return figure
 
