@@ -199,20 +199,24 @@ def yardstick(runs: Sequence[History]) -> str | None:
 
     None where they were validated on different texts, of which one may be the harder.
     """
-    runs = [run for run in runs if run.start]
-    tokenizers = {run.start.get("tokenizer") for run in runs}
-    if len({_validated_on(run, len(tokenizers) > 1) for run in runs}) > 1:
+    evaluated = [run for run in runs if len(run.series("val_loss")[1])]
+    tokenizers = {str(run.start["tokenizer"]) for run in evaluated if run.start.get("tokenizer") is not None}
+    if len({_validated_on(run, len(tokenizers) > 1) for run in evaluated}) > 1:
         return None
     return "bits_per_byte" if len(tokenizers) > 1 else "val_loss"
 
 
-def _validated_on(run: History, other_tokens: bool) -> tuple[Any, ...]:
-    """What tells the validation text of a run from that of others, whose tokens may be others."""
-    config, text = run.config, as_mapping(run.start.get("data")).get("sha256")
-    if config.get("eval_batches") is None:
-        return text, config.get("train_ratio"), None, None
-    sizes = tuple(config.get(name) for name in ("eval_batches", "batch_size", "max_seq_len"))
-    return text, config.get("train_ratio"), sizes, run.start.get("tokenizer") if other_tokens else None
+def _validated_on(run: History, other_tokens: bool) -> str:
+    """What tells the text that a run was validated on from that of others, whose tokens may be others."""
+    config, data = run.config, as_mapping(run.start.get("data"))
+    part: Any = None
+    given = (config.get(name) for name in ("eval_batches", "batch_size", "max_seq_len"))
+    sizes = [size for size in given if isinstance(size, int)]
+    if len(sizes) == 3:
+        n_tokens, n_val = math.prod(sizes), data.get("n_val")
+        if not isinstance(n_val, int) or n_tokens < n_val:
+            part = (n_tokens, run.start.get("tokenizer") if other_tokens else None)
+    return repr((data.get("sha256"), config.get("train_ratio"), part))  # as text, whatever a log holds
 
 
 def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:

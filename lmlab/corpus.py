@@ -170,15 +170,20 @@ def files_of(path: Path) -> list[Path]:
     def refuse(error: OSError) -> NoReturn:
         raise error
 
-    found, seen = [], set()
-    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-        found += [Path(folder, name) for name in names if name.endswith(".txt") and not is_hidden(Path(name))]
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    begins = [path]  # folders of its own come first, so that what a link leads to as well keeps its own name
+    for begin in begins:
+        for folder, folders, names in os.walk(begin, onerror=refuse):
+            stat = os.stat(folder)
+            shown = sorted(name for name in folders if not is_hidden(Path(name)))
+            folders[:] = [name for name in shown if not os.path.islink(os.path.join(folder, name))]
+            if (stat.st_dev, stat.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            begins += [Path(folder, name) for name in shown if name not in folders]
+            found += [Path(folder, name) for name in names if name.endswith(".txt") and not is_hidden(Path(name))]
     return [file for file in sorted(found) if file.is_file()]
 
 

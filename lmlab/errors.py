@@ -59,7 +59,12 @@ class RunError(LabError):
 
 
 class DivergedError(LabError):
-    """A loss or gradient that is not finite. The update was not made: the weights are those of the step before."""
+    """A loss or gradient that is not finite. The update was not made: the weights are those of the step before.
+
+    asked_to_stop: whether a signal came in that very step.
+    """
+
+    asked_to_stop = False
 
 
 class RankError(LabError):

@@ -133,9 +133,11 @@ def losses_by_position(adapter: BaseAdapter, loader: DataLoader, max_batches: in
     return total_T / count_T
 
 
-def evaluated_tokens(config: TrainingConfig) -> int | None:
-    """How many tokens of the validation split an evaluation counts; None where it is all of it."""
-    return None if config.eval_batches is None else config.eval_batches * config.batch_size * config.max_seq_len
+def evaluated_tokens(config: TrainingConfig, n_val: int) -> int:
+    """About how many of a validation split's tokens an evaluation counts: those of `eval_batches`, or all."""
+    if config.eval_batches is None:
+        return n_val
+    return min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
 
 
 def first_start(log: Path) -> Mapping[str, Any]:
@@ -151,7 +153,7 @@ def first_start(log: Path) -> Mapping[str, Any]:
 
 def seen_before(facts: Mapping[str, Any], config: TrainingConfig, runs_dir: Path) -> list[str]:
     """A warning where an ancestor was trained on text that a run is validated on, as far as its run is still there."""
-    for link in facts["lineage"]:
+    for link in facts["lineage"] if config.eval_cadence is not None else ():
         run_id = link.get("run_id")
         start = first_start(runs_dir / run_id / LOG) if isinstance(run_id, str) else {}
         ratio = as_mapping(start.get("config")).get("train_ratio")

@@ -2,7 +2,7 @@
 
 A newcomer is gathered in a hidden folder beside the models, checked there, and moved into place and registered in one
 go. An import that was interrupted leaves only that folder, and the same import goes on with it (from a folder or file it
-begins anew); one that was refused leaves nothing of its own.
+begins anew); one that was refused leaves nothing of its own, but for whole files of weights beside one that came wrong.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Reading `build` from top to bottom is reading the pipeline: text, tokens, window
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import time
 import weakref
@@ -134,9 +135,7 @@ def load_batches(
     whole = corpus.text if isinstance(corpus, Corpus) and corpus.is_storybook else ""
     if whole and val is not None and whole.endswith(text := tokenizer.decode(val_ids)):  # not without capitals, say
         nats = [-log for log in storybook.log_probability_by_character(text)]
-        counted = val_ids
-        if (n_evaluated := evaluated_tokens(config)) is not None:
-            counted = val_ids[: n_evaluated + 1]
+        counted = val_ids[: evaluated_tokens(config, len(val_ids)) + 1]
         floor_total = math.fsum(nats)
         loss_floor = math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
     facts = {
@@ -209,7 +208,8 @@ def promise(name: str, models_dir: str | Path | None) -> dict[str, Any]:
 def promised_in(facts: Mapping[str, Any], models_dir: str | Path | None) -> str | Path | None:
     """The models folder that a session names, else the one that the run was begun with, if it is still there."""
     begun_with = facts.get("register_in")
-    return begun_with if models_dir is None and begun_with is not None and Path(begun_with).is_dir() else models_dir
+    there = isinstance(begun_with, str) and os.path.isdir(begun_with)
+    return begun_with if models_dir is None and there else models_dir
 
 
 def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
@@ -254,9 +254,16 @@ def resume(
         done = Run(folder, trainer=trainer, was_done=True)
         register_if_promised(done, trainer, models_dir)
         return done
-    if evaluated_tokens(merged) != evaluated_tokens(saved_config(saved)):
+    n_val = int(trainer.facts["data"]["n_val"])
+    if (
+        evaluated_tokens(merged, n_val) != evaluated_tokens(saved_config(saved), n_val)
+        and merged.eval_cadence is not None
+    ):
         trainer.best_val_loss, trainer.evaluations_without_improvement = math.inf, 0
-        warnings = [*warnings, "eval_batches reads another part of the text now: val_loss is not that of before"]
+        message = (
+            "eval_batches reads another part of the text now: val_loss, and the choice of `best`, compare unlike parts"
+        )
+        warnings = [*warnings, message]
     name = saved.state.get("register_as")
     if name is not None and name in Registry(promised_in(saved.state, models_dir)).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]

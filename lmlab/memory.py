@@ -252,17 +252,20 @@ def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> in
     """What attention keeps of queries, keys, values, scores and its output."""
     N, H = B * T, shape.n_heads
     queries, keys = width * N * shape.attention_width, width * N * shape.key_value_width
-    row_sums = FLOAT * B * H * T
-    if not shape.custom:
-        held_whole = 3 * FLOAT * B * H * T * T if shape.attention_dropout else 0  # scores, mask and their product
-        return 2 * queries + 2 * keys + row_sums + held_whole
-    projected = 3 * queries + 2 * width * 2 * B * H * T  # with the mean and deviation of every query and key
-    if device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS:
+    looked = FLOAT * B * H * T  # the sum of each row, or in blocks all that is not left out
+    in_blocks = (
+        device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS and (shape.custom or not shape.attention_dropout)
+    )
+    if in_blocks:
         starts = range(0, T, QUERIES_AT_ONCE)
         scores = sum(min(QUERIES_AT_ONCE, T - start) * min(start + QUERIES_AT_ONCE, T) for start in starts)
-        # Queries and keys turned, values in order, the output.
-        return projected + 4 * queries + width * B * H * scores
-    return projected + 4 * queries + row_sums  # queries and keys turned; the output, as it was made and in order
+        looked = width * B * H * scores
+    if not shape.custom:
+        held_whole = 3 * FLOAT * B * H * T * T if shape.attention_dropout else 0  # scores, mask and their product
+        return 2 * queries + 2 * keys + looked + held_whole
+    projected = 3 * queries + 2 * width * 2 * B * H * T  # with the mean and deviation of every query and key
+    # Queries and keys turned; the output in order, and by the fused kernel as it was made, too.
+    return projected + (3 if in_blocks else 4) * queries + looked
 
 
 def dropout_mask_bytes(shape: Shape, N: int, width: int, device: str) -> int:

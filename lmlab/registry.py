@@ -312,7 +312,7 @@ class Registry:
                     yield path, "is left over from a process that died"
             elif path.name.startswith((PARTIAL, IMPORT_LOCK)):
                 name = path.name.removeprefix(PARTIAL).removeprefix(IMPORT_LOCK).removesuffix(".lock")
-                with contextlib.suppress(TimeoutError), self.importing(name, timeout=0):
+                with contextlib.suppress(OSError), self.importing(name, timeout=0):  # held, or not to be had here
                     if path.name.startswith(PARTIAL):
                         yield path, "holds an import that did not finish; the same import-model goes on with it"
             elif is_name(path.name) and path.name not in used and (path.is_dir() or path.is_symlink()):
@@ -412,6 +412,9 @@ class Registry:
         models: dict[str, Any] = content["models"]
         return models
 
+    def _held(self) -> RegistryError:
+        return RegistryError(f"{self.file} is locked by another process for too long; try again")
+
     def _unreadable(self, reason: str) -> RegistryError:
         return RegistryError(
             f"{self.file} is damaged ({reason[:120]}); restore it from a copy, or move it away, run `validate-registry "
@@ -422,8 +425,12 @@ class Registry:
     def _reading(self) -> Iterator[dict[str, Any]]:
         """The entries, that nobody changes meanwhile, unless the folder is one in which no lock can be made."""
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
+            try:
                 stack.enter_context(lock(self.file))
+            except TimeoutError as error:
+                raise self._held() from error
+            except OSError:  # of a folder that may not be written: nobody changes it from here
+                pass
             yield self._read()
 
     @contextlib.contextmanager
@@ -436,7 +443,7 @@ class Registry:
                 yield models
                 write_atomic(self.file, dump_json({"version": VERSION, "models": models}))
         except TimeoutError as error:
-            raise RegistryError(f"{self.file} is locked by another process for too long; try again") from error
+            raise self._held() from error
         except OSError as error:
             reason = "is no folder" if error.errno == errno.EEXIST else describe_os_error(error)
             raise RegistryError(f"cannot write {self.file}: {reason}; check space and permissions") from error

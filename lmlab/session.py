@@ -17,7 +17,7 @@ import torch
 
 from lmlab import checkpoint, devices, events, provenance, ranks
 from lmlab.config import TrainingConfig
-from lmlab.errors import RunError
+from lmlab.errors import DivergedError, RunError
 from lmlab.files import (
     atomic_folder,
     describe_os_error,
@@ -84,15 +84,17 @@ def train(
                 status = trainer.fit(should_stop=lambda: world.any(signals()))
             log.sync()
         except BaseException as error:
+            if isinstance(error, DivergedError):
+                error.asked_to_stop = signals()
             if not world.leads:
                 log.write("error", trainer.step, message=one_line(error))
             raise
         finally:
             trainer.listeners, trainer.before_saving = outside, None
             log.close()
-    world.barrier()  # now anyone may read the whole log
+    asked = world.any(signals())  # and now anyone may read the whole log
     stopped_by = (signals.received or signal.SIGTERM) if status == "stopped" else None  # another rank may be the one
-    return Ending(stopped_by, stopped_by is not None or signals())
+    return Ending(stopped_by, asked or stopped_by is not None)
 
 
 def step_back(folder: Path, trainer: Trainer) -> str:

@@ -13,7 +13,7 @@ from lmlab import hub_client, origins
 from lmlab.config import find_file
 from lmlab.errors import CheckpointError, HubError
 from lmlab.files import remove_tree
-from lmlab.hub_client import Listing
+from lmlab.hub_client import HubFile, Listing
 from lmlab.words import count, one_line, size
 
 Kind = Literal["huggingface", "local", "gguf", "builtin"]
@@ -110,7 +110,7 @@ class FromHub(Origin):
             n_parameters = count_parameters(config, target, 2 * total)
         code = sorted(file for file in listing.files if file.endswith(".py"))
         notes = [f"its code ({one_line(', '.join(code), 80)}) stays behind"] if code else []
-        left = {file: listing.files[file].size - there(target, file) for file in self.names}
+        left = {file: listing.files[file].size - there(target, listing.files[file]) for file in self.names}
         return replace(
             plan,
             architecture_type=architecture_type_of(config.model_type),
@@ -232,9 +232,12 @@ def origin_of(source: str, revision: str | None) -> Origin:
     return FromHub(source, revision)
 
 
-def there(folder: Path, name: str) -> int:
+def there(folder: Path, file: HubFile) -> int:
     """How many bytes of a file have come, whole or in part."""
-    return max(path.stat().st_size if path.is_file() else 0 for path in (folder / name, folder / f".{name}.part"))
+    if file.matches(folder / file.name):
+        return file.size
+    part = folder / f".{file.name}.part"
+    return min(part.stat().st_size, file.size) if part.is_file() else 0
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from lmlab.modes import in_mode
 from lmlab.record import find_runs
 from lmlab.registry import Entry, Registry
 from lmlab.sampling import load_writer, sampling_settings, write
+from lmlab.session import Ending
 from lmlab.sources import origin_of
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
@@ -143,8 +144,8 @@ def _trial(*, listeners: Any, **arguments: Any) -> Run:
     assert trainer.folder is not None
     try:
         return lab.execute(trainer, listeners)
-    except DivergedError:
-        return Run(trainer.folder)
+    except DivergedError as error:
+        return Run(trainer.folder, ending=Ending(None, error.asked_to_stop))
 
 
 def whole_sweep(

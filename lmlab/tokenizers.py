@@ -350,7 +350,10 @@ class HFTokenizer(Tokenizer):
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """See `Tokenizer.pieces`: what an id adds to the text of another one."""
-        anchor = self.encode("a")[-1:].tolist()
+        try:
+            anchor = self.encode("a")[-1:].tolist()
+        except TokenizerError:  # of a vocabulary that lacks it
+            anchor = []
         before = self.decode(anchor)
         both = [(i, self.decode([*anchor, i])) for i in ids]
         return [text.removeprefix(before) if text.startswith(before) else self.decode([i]) for i, text in both]

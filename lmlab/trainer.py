@@ -88,7 +88,9 @@ class Trainer:
             self.model.enable_activation_checkpointing()
         if config.compile:
             devices.require_compiler(self.device)
-            self.model.compile(dynamic=False)  # else a shape compiles to what the shapes before it suggest
+            self.model.settle()
+            # Else a shape compiles to what the shapes before it suggest; where each batch has its own, that is for the best.
+            self.model.compile(dynamic=None if self.model.packs is False else False)
         self._replica = parallel.replicate(self.model, self.world)
 
     def _use_precision(self, precision: str) -> None:

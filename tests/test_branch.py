@@ -136,15 +136,24 @@ def test_validation_on_what_an_ancestor_was_trained_on_is_warned_of(corpus: Path
     def warned(run: lab.Run) -> bool:
         return any("begins within what the run" in message for message in told(run, "warning", "message"))
 
-    lab.run(TINY, "storybook:100000", run_name="long", listeners=[])
-    lab.run(TINY, corpus, run_name="text", listeners=[]).register("kept")
+    own = {**TINY, "eval_cadence": 3}
+    lab.run(own, "storybook:100000", run_name="long", listeners=[])
+    lab.run(own, corpus, run_name="text", listeners=[]).register("kept")
     assert warned(lab.branch("long", "shorter", data="storybook:9000", run_name="a", listeners=[]))
     assert not warned(lab.branch("long", "longer", data="storybook:200000", run_name="b", listeners=[]))
     assert not warned(lab.branch("long", "other", data=corpus, run_name="c", listeners=[]))
     assert not warned(lab.branch("text", "same", run_name="d", listeners=[]))
     assert warned(lab.branch("text", "cut", run_name="e", train_ratio=0.6, listeners=[]))
-    assert warned(lab.run({**CONFIG, "model_name": "cut", "train_ratio": 0.5}, corpus, run_name="f", listeners=[]))
-    assert not warned(lab.run({**CONFIG, "model_name": base, "train_ratio": 0.5}, corpus, run_name="g", listeners=[]))
+    assert warned(
+        lab.run(
+            {**CONFIG, "eval_cadence": 3, "model_name": "cut", "train_ratio": 0.5}, corpus, run_name="f", listeners=[]
+        )
+    )
+    assert not warned(
+        lab.run(
+            {**CONFIG, "eval_cadence": 3, "model_name": base, "train_ratio": 0.5}, corpus, run_name="g", listeners=[]
+        )
+    )
 
 
 def test_a_run_that_goes_on_takes_no_other_name(base: str, corpus: Path) -> None:

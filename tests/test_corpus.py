@@ -112,6 +112,11 @@ def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
     (data / "linked again").symlink_to(elsewhere)
     (data / "circle").symlink_to(data)
     assert load_text(data).documents == ["first", "second"]
+    (data / "latest").symlink_to(data / "version 2")  # of two that are there by themselves: their order stays
+    for number in (1, 2):
+        (data / f"version {number}").mkdir()
+        (data / f"version {number}" / "a.txt").write_text(f"version {number}")
+    assert load_text(data).documents == ["first", "second", "version 1", "version 2"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

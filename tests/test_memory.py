@@ -133,11 +133,13 @@ def test_activations_of_the_custom_transformer(changes: dict[str, Any], precisio
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("max_seq_len", [128, 512])
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gpt2"])
-def test_activations_of_models_of_transformers(model_type: str, precision: str):
-    config = TrainingConfig(max_seq_len=128, batch_size=4)
+def test_activations_of_models_of_transformers(model_type: str, max_seq_len: int, precision: str):
+    config = TrainingConfig(max_seq_len=max_seq_len, batch_size=4)
+    longest = {"n_positions" if model_type == "gpt2" else "max_position_embeddings": max_seq_len}
     wide = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}
-    adapter = imported(model_type, **({} if model_type == "gpt2" else wide))
+    adapter = imported(model_type, **longest, **({} if model_type == "gpt2" else wide))
     kept = kept_for_backward(adapter, config, precision)
     assert estimate(adapter, config, precision).activations == pytest.approx(kept, rel=0.25)
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from run_logs import BEGAN, CONFIG, RunWriter, start_fields, write_run
 
 from lmlab import events, runs_table
-from lmlab.comparison import Difference, comparison, diff, distinct, final_loss, smallest_difference
+from lmlab.comparison import Difference, comparison, diff, distinct, final_loss, smallest_difference, yardstick
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
@@ -208,6 +208,9 @@ EVENTS = st.builds(
 @given(st.lists(EVENTS, max_size=8))
 @example([{"event": "step", "step": 10**400, "loss": 10**400}, {"event": "step", "step": 1, "loss": 10**400}])
 @example([{"event": "run_start", "time": "9999-12-31T23:59:59-23:59", "config": {"batch_size": 2**70}}])
+@example(
+    [{"event": "run_start", "tokenizer": [], "data": {"sha256": []}}, {"event": "eval", "step": 1, "val_loss": 1.0}]
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_event_of_any_shape_raises(tmp_path, logged):
     from lmlab.views.cards import comparison_table, difference_card, run_card
@@ -590,10 +593,11 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
 
 
 def test_runs_of_other_tokens_are_told_apart_by_bits_per_byte_and_of_other_texts_not_at_all(tmp_path):
-    def ended(name, tokenizer, val_loss, bits, **data):
+    def ended(name, tokenizer, val_loss, bits, config=None, **data):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
         run = RunWriter(tmp_path / name)
         start = start_fields("new", CONFIG)
-        run.start(tokenizer=tokenizer, data={**start["data"], **data})
+        run.start(tokenizer=tokenizer, data={**start["data"], **data}, config=config or {})
         run.event("eval", 40, val_loss=val_loss, perplexity=math.exp(val_loss), bits_per_byte=bits)
         run.event("run_end", 40, status="completed", message=None)
         return Record(run.folder)
@@ -610,3 +614,18 @@ def test_runs_of_other_tokens_are_told_apart_by_bits_per_byte_and_of_other_texts
     assert "their losses do not say which is the better one" in view.text
     assert "other.txt (66666666)" in view.text
     assert "bits_per_byte" not in comparison([characters, elsewhere])[0]
+
+    whole = {"eval_batches": 400}
+    for config, same in ((whole, True), ({"eval_batches": 1}, True), ({"eval_batches": 1, "batch_size": 2}, False)):
+        other = ended("partly", "char-65", 1.1, 1.5, config=config)
+        assert (yardstick([characters, other]) == "val_loss") == same
+    halves = [
+        ended(name, "char-65", 1.1, 1.5, config=config)
+        for name, config in (
+            ("one", {"eval_batches": 1, "batch_size": 2, "max_seq_len": 4}),
+            ("two", {"eval_batches": 2, "batch_size": 1, "max_seq_len": 4}),
+        )
+    ]
+    assert yardstick(halves) == "val_loss"
+    RunWriter(tmp_path / "begun").start()  # of other tokens, but not evaluated yet
+    assert yardstick([characters, Record(tmp_path / "begun")]) == "val_loss"

@@ -42,27 +42,29 @@ def goes_by_name(model: nn.Module) -> bool:
 
 
 class Turned(torch.autograd.Function):
-    """Queries and keys turned to their positions (Su et al. 2021), in the precision of autocast, with fewer passes over
-    memory than by transformers' own function. cosine and sine: B1TK, both halves of the width alike."""
+    """Queries and keys turned to their positions (Su et al. 2021) with fewer passes over memory than by transformers' own
+    function; what comes out is in the precision of autocast, and on a processor what leads to it, too. cosine and sine:
+    B1TK, both halves of the width alike."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
         half, ctx.dtype = sine.size(-1) // 2, q_BHTK.dtype
         sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
-        cosine, sine = cosine.to(product_type(q_BHTK)), sine.to(product_type(q_BHTK))
+        dtype = product_type(q_BHTK)
+        if q_BHTK.device.type == "cpu":
+            cosine, sine = cosine.to(dtype), sine.to(dtype)
         ctx.save_for_backward(cosine, sine)
-        return turned(q_BHTK.to(cosine.dtype), cosine, sine), turned(k_BGTK.to(cosine.dtype), cosine, sine)
+        q_BHTK, k_BGTK = (turned(x.to(cosine.dtype), cosine, sine).to(dtype) for x in (q_BHTK, k_BGTK))
+        return q_BHTK, k_BGTK
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
-        in_order = (
-            dy.new_empty(dy.transpose(1, 2).shape).transpose(1, 2) for dy in gradients
-        )  # as projections want it
-        dq_BHTK, dk_BGTK = (
-            turned(dy, cosine, -sine, y).to(ctx.dtype) for dy, y in zip(gradients, in_order, strict=True)
-        )
-        return dq_BHTK, dk_BGTK, None, None
+        turns = []
+        for dy_BHTK in gradients:
+            dx_BTHK = cosine.new_empty(dy_BHTK.transpose(1, 2).shape)  # in the order that projections want
+            turns.append(turned(dy_BHTK.to(cosine.dtype), cosine, -sine, dx_BTHK.transpose(1, 2)).to(ctx.dtype))
+        return turns[0], turns[1], None, None
 
 
 def turn_in_one(model: nn.Module) -> int:
@@ -115,7 +117,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention in the manner of transformers: query BHTK, key and value BGTK, to BTHK; other cases are torch's own."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if torch.is_autocast_enabled(query.device.type):  # rotated in fp32; the fused kernel would be given them so, too
+    if torch.is_autocast_enabled(query.device.type):  # turned in fp32 by most; the fused kernel would be given them so
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     plain = (

@@ -50,9 +50,11 @@ class BaseAdapter(nn.Module, ABC):
     end_of_text_id: the token that ends a document; documents packed into one window are told apart by it.
     n_tokens: how many ids the tokenizer has, None for all of the embedding's; a model may have spare rows.
     max_positions: the longest context the model can take in tokens, None where it has no limit.
+    packs: whether the documents of a window go through the model as one row; None where that is not known yet.
     """
 
     architecture_type: str = ""
+    packs: bool | None = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -81,19 +81,27 @@ def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
 
     On a processor rows go by so few that what is made of them in fp32 stays in the cache.
     """
-    n_rows = max(1, LOGITS_IN_CACHE // logits_CV.size(1)) if logits_CV.device.type == "cpu" else len(logits_CV)
+    n_rows = max(1, LOGITS_IN_CACHE // logits_CV.size(1)) if has_cache(logits_CV) else len(logits_CV)
     total = logits_CV.new_zeros((), dtype=torch.float32)
     room_RV = logits_CV.new_empty(min(n_rows, len(logits_CV)), logits_CV.size(1), dtype=torch.float32)
     for part_RV, targets_R in zip(logits_CV.split(n_rows), targets_C.split(n_rows), strict=True):
         counted_R1, index_R1 = (targets_R != IGNORED)[:, None], targets_R.clamp_min(0)[:, None]
         values_RV = room_RV[: len(part_RV)].copy_(part_RV)
         largest_R1, wanted_R1 = values_RV.amax(dim=1, keepdim=True), values_RV.gather(1, index_R1)
-        torch.softmax(values_RV, dim=1, out=values_RV)
+        if has_cache(values_RV):
+            torch.softmax(values_RV, dim=1, out=values_RV)
+        else:  # no other kernel promises to write where it reads
+            values_RV = torch.softmax(values_RV, dim=1)
         log_sum_R1 = largest_R1 - values_RV.amax(dim=1, keepdim=True).log()
         total += (log_sum_R1 - wanted_R1).masked_fill_(~counted_R1, 0.0).sum()
         values_RV.scatter_add_(1, index_R1, values_RV.new_full(index_R1.shape, -1.0))
         part_RV.copy_(values_RV.mul_(counted_R1))
     return total
+
+
+def has_cache(x: Tensor) -> bool:
+    """Whether small pieces are the quicker ones: on a processor, unless a compiler makes them."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def add_product(sums_VD: Tensor, d_logits_CV: Tensor, chunk_CD: Tensor) -> None:
@@ -102,8 +110,11 @@ def add_product(sums_VD: Tensor, d_logits_CV: Tensor, chunk_CD: Tensor) -> None:
     if sums_VD.dtype == chunk_CD.dtype:
         sums_VD.addmm_(d_logits_CV.mT, chunk_CD)
         return
+    if not has_cache(sums_VD):
+        sums_VD += d_logits_CV.mT @ chunk_CD
+        return
     V, D = sums_VD.shape
-    words = min(WORDS_AT_ONCE, V) if sums_VD.device.type == "cpu" else V
+    words = min(WORDS_AT_ONCE, V)
     product_WD, precise_WD = chunk_CD.new_empty(words, D), sums_VD.new_empty(words, D)  # used again and again
     for sums_WD, d_logits_CW in zip(sums_VD.split(words), d_logits_CV.split(words, dim=1), strict=True):
         n = sums_WD.size(0)

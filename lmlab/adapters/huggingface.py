@@ -167,13 +167,14 @@ class CausalLMAdapter(BaseAdapter):
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
         blocks, segments_BT = self.blocks(), self.segments(ids_BT)
+        in_one = segments_BT is None or self._packs()  # asked before all that runs is captured
         embedded: list[Tensor] = []
         handle = blocks[0].register_forward_pre_hook(lambda _, arguments: embedded.append(arguments[0]))
         try:
             after = capture(blocks, lambda: self._apart(self.model.base_model, ids_BT))
         finally:
             handle.remove()
-        if segments_BT is None or self._packs():
+        if in_one or segments_BT is None:
             return [*embedded, *after]
         real_RT = documents_in_rows(ids_BT, segments_BT)[1]
         return [x_RTD[real_RT].unflatten(0, ids_BT.shape) for x_RTD in (*embedded, *after)]
