@@ -231,6 +231,26 @@ def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     return best
 
 
+@contextlib.contextmanager
+def in_one_order(device: torch.device) -> Iterator[None]:
+    """On a processor, let a compiler make no code whose sums hang on which thread comes first.
+
+    It goes by a switch of torch's, which is put back at the end of the block.
+    """
+    if device.type != "cpu" or torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    switches: Any = torch.utils.deterministic
+    filled = switches.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    switches.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        switches.fill_uninitialized_memory = filled
+
+
 def recomputation(device: torch.device) -> dict[str, Any]:
     """Arguments with which torch.utils.checkpoint computes again what it computed, dropout included.
 

@@ -6,6 +6,7 @@ B batch, T time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,6 +94,10 @@ class Trainer:
             self.model.compile(dynamic=None if self.model.packs is False else False)
         self._replica = parallel.replicate(self.model, self.world)
 
+    def _when_compiled(self) -> contextlib.AbstractContextManager[None]:
+        """What compiled code needs about it to give the same numbers each time."""
+        return devices.in_one_order(self.device) if self.config.compile else contextlib.nullcontext()
+
     def _use_precision(self, precision: str) -> None:
         """Multiply in a precision, "fp32" or "bf16", in the model and in the optimizer."""
         self.precision = precision
@@ -109,7 +114,7 @@ class Trainer:
         started = time.perf_counter()
         learning_rate = learning_rate_at(self.step + 1, self.config, self.decay_steps)
         set_learning_rate(self.optimizer, learning_rate)
-        with self.random:
+        with self.random, self._when_compiled():
             loss = self._gradients(batch)
         gradient_norm = self._clip()
         self._refuse_non_finite(loss, gradient_norm, batch)
@@ -266,15 +271,16 @@ class Trainer:
         limit = self.config.eval_batches
         if self._n_val_bytes is None:
             self._n_val_bytes = count_bytes(self.val_dataloader, self.tokenizer, limit)
-        evaluation = evaluate(
-            self.model,
-            self.val_dataloader,
-            n_bytes=self._n_val_bytes,
-            device=self.device,
-            precision=self.precision,
-            max_batches=limit,
-            world=self.world,
-        )
+        with self._when_compiled():
+            evaluation = evaluate(
+                self.model,
+                self.val_dataloader,
+                n_bytes=self._n_val_bytes,
+                device=self.device,
+                precision=self.precision,
+                max_batches=limit,
+                world=self.world,
+            )
         self.tell(
             "eval",
             val_loss=evaluation.val_loss,

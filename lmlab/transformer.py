@@ -418,7 +418,7 @@ class Transformer(nn.Module):
     def materialise(self) -> None:
         """Give a model that was made on the meta device memory on the processor. Its weights are still to be set."""
         self.to_empty(device="cpu")
-        self.rotary_2TK = self._table(0)  # grows in use
+        self.rotary_2TK = self._table(self.max_seq_len)  # now: compiled code would compute other cosines
 
     def architecture(self) -> dict[str, int | float]:
         """The arguments that make this model again, without its weights."""

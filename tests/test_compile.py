@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lmlab import devices, hub, lab
 from lmlab.errors import UsageError
@@ -34,6 +36,33 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one_and_resumes(
     for plain, compiled in zip(losses[False], losses[True], strict=True):
         assert len(plain) >= 4
         torch.testing.assert_close(compiled, plain, rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("model_name", "precision"), [(None, "fp32"), (None, "bf16"), ("tiny-qwen", "bf16")], ids=lambda value: str(value)
+)
+def test_a_compiled_run_goes_on_bit_for_bit_in_another_process(
+    model_name: str | None, precision: str, tiny: dict[str, Any], lab_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    if model_name is not None:
+        hub.import_model("builtin:tiny-qwen", models_dir=tmp_path / "models")
+    shape = {"n_layers": 2, "d_model": 64, "d_ff": 128, "max_seq_len": 64, "seed": 1, "eval_cadence": 2, "max_steps": 8}
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump({**tiny, **shape, "model_name": model_name, "dropout": 0.1, "precision": precision})
+    )
+    begin = ["--config", "tiny.yaml", "--data", "storybook:20000", "--set", "compile=true"]
+    folders = {"LMLAB_RUNS_DIR": str(tmp_path / "runs"), "LMLAB_MODELS_DIR": str(tmp_path / "models")}
+    for arguments in (
+        [*begin, "--run-name", "straight"],
+        [*begin, "--run-name", "cut", "--max-steps", 3],
+        ["--resume", "cut", "--max-steps", 8],
+    ):
+        done = lab_command(*arguments, OMP_NUM_THREADS="2", **folders)
+        assert done.returncode == 0, done.stderr
+    straight, cut = (tmp_path / "runs" / name / "checkpoints" / "step-00000008" for name in ("straight", "cut"))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (straight / name).read_bytes() == (cut / name).read_bytes()
 
 
 def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
