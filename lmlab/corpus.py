@@ -11,10 +11,10 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Corpus:
     @property
     def is_storybook(self) -> bool:
         """Whether this is the built-in corpus, whose entropy is known."""
-        return is_storybook({"path": self.path})
+        return is_storybook(self.path)
 
     def encode(self, tokenizer: Tokenizer) -> Ids:
         """The ids of the whole text, documents parted as the tokenizer does. Raises TokenizerError."""
@@ -116,14 +116,14 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
     return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
 
 
-def is_storybook(data: Mapping[str, Any]) -> bool:
-    """Whether what a run says of its data tells of the built-in corpus."""
-    return str(data.get("path")).split(":")[0] == STORYBOOK
+def is_storybook(path: object) -> bool:
+    """Whether the path of a run's data, as its log has it, is that of the built-in corpus."""
+    return str(path).split(":")[0] == STORYBOOK
 
 
-def storybook_characters(data: Mapping[str, Any]) -> int:
-    """About how many characters of the built-in corpus a run was given."""
-    n_characters = str(data.get("path")).partition(":")[2]
+def storybook_characters(path: object) -> int:
+    """About how many characters of the built-in corpus such a path stands for."""
+    n_characters = str(path).partition(":")[2]
     return int(n_characters) if n_characters.isdecimal() else STORYBOOK_CHARACTERS
 
 

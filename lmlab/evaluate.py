@@ -159,13 +159,11 @@ def seen_before(facts: Mapping[str, Any], config: TrainingConfig, runs_dir: Path
         ratio = as_mapping(start.get("config")).get("train_ratio")
         if not isinstance(ratio, float):
             continue
-        texts = facts["data"], as_mapping(start.get("data"))
-        if all(is_storybook(text) for text in texts):  # of which a shorter one is the beginning of a longer one
-            end, trained = (
-                share * storybook_characters(text)
-                for share, text in zip((config.train_ratio, ratio), texts, strict=True)
-            )
-        elif texts[0].get("sha256") == texts[1].get("sha256"):
+        own, before = facts["data"], as_mapping(start.get("data"))
+        if is_storybook(own.get("path")) and is_storybook(before.get("path")):  # the shorter one begins the longer one
+            end = config.train_ratio * storybook_characters(own["path"])
+            trained = ratio * storybook_characters(before["path"])
+        elif own.get("sha256") == before.get("sha256"):
             end, trained = config.train_ratio, ratio
         else:
             continue

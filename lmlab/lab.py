@@ -200,6 +200,14 @@ def execute(
     return finished
 
 
+def refuse_taken(name: str, models_dir: str | Path | None, advice: str) -> None:
+    """Raise UsageError where a model of a name is registered, RegistryError where its folder's place is taken."""
+    registry = Registry(models_dir)
+    if check_name(name) in registry.names():
+        raise UsageError(f"the model {name!r} is registered already; {advice}")
+    registry.refuse_placed(name)
+
+
 def promise(name: str, models_dir: str | Path | None) -> dict[str, Any]:
     """What a run keeps of the name that its model is to have, and of the registry, where that is not the usual one."""
     return {"register_as": name, "register_in": None if models_dir is None else str(find_models_dir(models_dir))}
@@ -311,9 +319,7 @@ def branch(
             )
         arguments: dict[str, Any] = {"runs_dir": runs_dir, "models_dir": models_dir, "on_ready": on_ready, **overrides}
         return resume(where, config=config, data=data, listeners=listeners, **arguments)
-    if check_name(name) in Registry(models_dir).names():
-        raise UsageError(f"the model {name!r} is registered already; choose a new name for the branch, or leave it out")
-    Registry(models_dir).refuse_placed(name)
+    refuse_taken(name, models_dir, "choose a new name for the branch, or leave it out")
     merged = merge_config(saved, named_fields(read_config(config), overrides), branch=name)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
     seed = choose_seed(merged, world)
@@ -376,10 +382,8 @@ def finetune(
 
     Further arguments as for `run`. Raises ModelNotFound, and UsageError where `name` is taken.
     """
-    if name is not None and check_name(name) in Registry(models_dir).names():
-        raise UsageError(f"the model {name!r} is registered already; choose another name")
     if name is not None:
-        Registry(models_dir).refuse_placed(name)
+        refuse_taken(name, models_dir, "choose another name")
     trainer = build(config, data, models_dir=models_dir, model_name=model_name, **arguments)
     if name is not None:
         trainer.facts.update(promise(name, models_dir))

@@ -38,9 +38,7 @@ HOLES = 0.5
 UTILIZATION = {"bf16": 0.4, "fp32": 0.65}
 SECONDS_PER_SAMPLED_TOKEN_AND_LAYER = 4e-4  # a pass over one token is overhead alone
 LOG_LINE = 300  # a step event of the log
-CHECKPOINT_REST = (
-    14_000  # what a checkpoint holds besides weights and optimizer: state, random numbers, names of tensors
-)
+CHECKPOINT_REST = 14_000  # what a checkpoint holds besides weights and optimizer: state, random numbers, tensors' names
 RUN_REST = 6_000  # what a run holds besides: its config, and the first lines of its log
 
 
@@ -253,9 +251,8 @@ def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> in
     N, H = B * T, shape.n_heads
     queries, keys = width * N * shape.attention_width, width * N * shape.key_value_width
     looked = FLOAT * B * H * T  # the sum of each row, or in blocks all that is not left out
-    in_blocks = (
-        device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS and (shape.custom or not shape.attention_dropout)
-    )
+    dropped = bool(shape.attention_dropout) and not shape.custom
+    in_blocks = device == "cpu" and width < FLOAT and T <= BLOCKWISE_KEYS and not dropped
     if in_blocks:
         starts = range(0, T, QUERIES_AT_ONCE)
         scores = sum(min(QUERIES_AT_ONCE, T - start) * min(start + QUERIES_AT_ONCE, T) for start in starts)

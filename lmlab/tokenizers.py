@@ -6,6 +6,7 @@ Ids are arrays of numpy, so that a corpus can be larger than memory and batches 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from abc import ABC, abstractmethod
@@ -348,13 +349,18 @@ class HFTokenizer(Tokenizer):
         values = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return str(self.inner.decode(values, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """See `Tokenizer.pieces`: what an id adds to the text of another one."""
+    @functools.cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        """An id that others may follow, and its text; none where the vocabulary lacks it."""
         try:
             anchor = self.encode("a")[-1:].tolist()
-        except TokenizerError:  # of a vocabulary that lacks it
+        except TokenizerError:
             anchor = []
-        before = self.decode(anchor)
+        return anchor, self.decode(anchor)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """See `Tokenizer.pieces`: what an id adds to the text of another one."""
+        anchor, before = self._anchor
         both = [(i, self.decode([*anchor, i])) for i in ids]
         return [text.removeprefix(before) if text.startswith(before) else self.decode([i]) for i, text in both]
 

@@ -23,7 +23,7 @@ from lmlab.transformer import BlockCausalAttention, products_are_faster, turned
 
 NAME = "lmlab_blocks"  # under which transformers knows it
 ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not )?in)[^\n]*[\"']sdpa[\"']")
-TURNING = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+TURNING = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")  # the whole width of each head
 OWN_SCORES = ("softcap", "s_aux", "position_bias", "cache")  # what changes the scores or what is looked at
 
 
@@ -67,13 +67,11 @@ class Turned(torch.autograd.Function):
         return turns[0], turns[1], None, None
 
 
-def turn_in_one(model: nn.Module) -> int:
-    """Let the attention of families that are known to turn the whole width of their heads use `Turned` while they train;
-    returns how many layers."""
-    layers = [module for module in model.modules() if type(module).__name__ in TURNING]
-    for layer in layers:
-        layer.forward = functools.partial(attention_layer, layer, layer.forward)
-    return len(layers)
+def turn_in_one(model: nn.Module) -> None:
+    """Let the attention of the classes in TURNING use `Turned` while they train."""
+    for module in model.modules():
+        if type(module).__name__ in TURNING:
+            module.forward = functools.partial(attention_layer, module, module.forward)
 
 
 def attention_layer(

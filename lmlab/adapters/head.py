@@ -81,17 +81,18 @@ def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
 
     On a processor rows go by so few that what is made of them in fp32 stays in the cache.
     """
-    n_rows = max(1, LOGITS_IN_CACHE // logits_CV.size(1)) if has_cache(logits_CV) else len(logits_CV)
+    in_pieces, V = has_cache(logits_CV), logits_CV.size(1)
+    n_rows = max(1, LOGITS_IN_CACHE // V) if in_pieces else len(logits_CV)
+    room_RV = logits_CV.new_empty(min(n_rows, len(logits_CV)) if in_pieces else 0, V, dtype=torch.float32)
     total = logits_CV.new_zeros((), dtype=torch.float32)
-    room_RV = logits_CV.new_empty(min(n_rows, len(logits_CV)), logits_CV.size(1), dtype=torch.float32)
     for part_RV, targets_R in zip(logits_CV.split(n_rows), targets_C.split(n_rows), strict=True):
         counted_R1, index_R1 = (targets_R != IGNORED)[:, None], targets_R.clamp_min(0)[:, None]
-        values_RV = room_RV[: len(part_RV)].copy_(part_RV)
-        largest_R1, wanted_R1 = values_RV.amax(dim=1, keepdim=True), values_RV.gather(1, index_R1)
-        if has_cache(values_RV):
+        largest_R1, wanted_R1 = part_RV.amax(dim=1, keepdim=True).float(), part_RV.gather(1, index_R1).float()
+        if in_pieces:
+            values_RV = room_RV[: len(part_RV)].copy_(part_RV)
             torch.softmax(values_RV, dim=1, out=values_RV)
-        else:  # no other kernel promises to write where it reads
-            values_RV = torch.softmax(values_RV, dim=1)
+        else:
+            values_RV = torch.softmax(part_RV, dim=1, dtype=torch.float32)
         log_sum_R1 = largest_R1 - values_RV.amax(dim=1, keepdim=True).log()
         total += (log_sum_R1 - wanted_R1).masked_fill_(~counted_R1, 0.0).sum()
         values_RV.scatter_add_(1, index_R1, values_RV.new_full(index_R1.shape, -1.0))
