@@ -3,8 +3,8 @@
     python benchmarks/step_cost.py
 
 The log, hooks off: the seconds that one `step` event takes to be made and written to `log.jsonl`, and what is computed
-for it alone, as a share of a step. A checkpoint: the seconds for which the call holds training up, against those of
-copying its tensors, in turn. The first step is measured in `start_up.py`.
+for it alone, as a share of a step. A checkpoint: the seconds for which training waits until it is on the disk, and where
+a thread writes it (`async_checkpoints`), against those of copying its tensors, in turn. The first step is measured in `start_up.py`.
 """
 
 from __future__ import annotations
@@ -51,15 +51,18 @@ def main() -> None:
             state = optimizer_tensors(trainer.optimizer, trainer.model)
             return [tensor.clone() for tensor in (*trainer.model.state_dict().values(), *state.values())]
 
-        copies, stalls = [], []
+        copies, stalls, begins = [], [], []
         for _ in range(SAVES + 1):
             copies.append(seconds(copy_tensors))
             stalls.append(seconds(trainer.save_checkpoint))
             trainer.training_step(next(batches))
-        copy, stall = statistics.median(copies[1:]), statistics.median(stalls[1:])
+            begins.append(seconds(trainer.begin_checkpoint))
+            trainer.training_step(next(batches))
+        copy, stall, begin = (statistics.median(each[1:]) for each in (copies, stalls, begins))
     bars = {
         "a step": step * 1e3,
         "a checkpoint": stall * 1e3,
+        "one that a thread writes": begin * 1e3,
         "copying its tensors": copy * 1e3,
         "the log": event * 1e3,
     }
@@ -69,6 +72,7 @@ def main() -> None:
             "milliseconds": {name: round(value, 3) for name, value in bars.items()},
             "log_percent_of_step": round(100 * event / step, 3),
             "checkpoint_times_copy": round(stall / copy, 1),
+            "async_times_copy": round(begin / copy, 2),
         },
         bars,
         "milliseconds",

@@ -136,39 +136,67 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def save(
-    folder: Path,
-    *,
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a checkpoint as this rank saves them: its part of the optimizer's state; rank 0 the weights, too."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    dealt_out: bool  # whether every rank has a part of the optimizer's state, or rank 0 all of it
+
+
+def collect(
     model: Mapping[str, Tensor],
-    architecture: Mapping[str, Any],
     optimizer: Mapping[str, Tensor],
     rng: Mapping[str, Tensor],
+    world: World = ALONE,
+    *,
+    copied: bool = False,
+) -> Contents:
+    """What a checkpoint of these tensors holds; all ranks have to ask, and rank 0 gathers the weights one by one.
+
+    copied: into the processor's memory, so that the originals may go on changing.
+    """
+
+    weights = {name: kept for name, tensor in model.items() if (kept := gather(tensor, world, copied)) is not None}
+    dealt_out = any_spread(optimizer.values())
+    own = {name: own_part(t.detach()) for name, t in optimizer.items() if is_spread(t) or world.leads}
+    random = dict(rng)
+    if copied:
+        own, random = ({name: t.to("cpu", copy=True) for name, t in tensors.items()} for tensors in (own, random))
+    return Contents(weights, own, random, dealt_out)
+
+
+def save(
+    folder: Path,
+    contents: Contents,
+    *,
+    architecture: Mapping[str, Any],
     state: Mapping[str, Any],
     tokenizer: Tokenizer | None,
     world: World = ALONE,
 ) -> Path:
     """Write a checkpoint, wholly or not at all, and return its folder.
 
-    world: who saves together, each calling this with its own part; rank 0 gathers the weights, tensor by tensor, and
-    renames the folder when all parts are there. Raises CheckpointError when the disk refuses; the folder does not exist
-    then, and older checkpoints are untouched.
+    world: who saves together, each calling this with its own contents; rank 0 renames the folder when all parts are
+    there. Raises CheckpointError when the disk refuses; the folder does not exist then, and older checkpoints are
+    untouched.
     """
-    dealt_out = any_spread(optimizer.values())
     temporary: Path | None = None
     try:
         with errors_named(folder):
             temporary = Path(world.first(lambda: new_folder_beside(folder)))
-            if dealt_out:
+            if contents.dealt_out:
                 shard = temporary / f"optimizer-{world.rank + 1:05d}-of-{world.size:05d}.safetensors"
-                world.all(lambda: write_tensors(shard, own_parts(optimizer, world)))
-            gathered = {name: kept for name, tensor in model.items() if (kept := gather(tensor, world)) is not None}
+                world.all(lambda: write_tensors(shard, contents.optimizer))
 
             def write_rest() -> None:
                 assert temporary is not None
-                write_tensors(temporary / "model.safetensors", gathered)
-                if not dealt_out:
-                    write_tensors(temporary / "optimizer.safetensors", optimizer)
-                write_tensors(temporary / "rng.safetensors", rng)
+                write_tensors(temporary / "model.safetensors", contents.model)
+                if not contents.dealt_out:
+                    write_tensors(temporary / "optimizer.safetensors", contents.optimizer)
+                write_tensors(temporary / "rng.safetensors", contents.rng)
                 write_atomic(temporary / "config.json", dump_json(dict(architecture)))
                 write_atomic(temporary / "state.json", dump_json(dict(state)))
                 if tokenizer is not None:
@@ -191,15 +219,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(plain, path, metadata={"format": "pt"})
 
 
-def own_parts(optimizer: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """What a rank saves of the optimizer's state: its rows, and rank 0 what has none, such as counts of steps."""
-    return {name: own_part(t) for name, t in optimizer.items() if is_spread(t) or world.leads}
-
-
-def gather(tensor: Tensor, world: World) -> Tensor | None:
+def gather(tensor: Tensor, world: World, copied: bool = False) -> Tensor | None:
     """The whole of a weight in the processor's memory on rank 0, None on the others. All have to ask."""
     full = whole(tensor.detach())
-    return full.cpu() if world.leads else None
+    return full.to("cpu", copy=copied and not is_spread(tensor)) if world.leads else None
 
 
 @contextlib.contextmanager

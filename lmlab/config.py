@@ -240,6 +240,11 @@ class TrainingConfig(BaseModel):
         description="How many of the newest checkpoints are kept; null keeps all.",
         interactions="Each takes about three times the model's size. The best one is kept besides.",
     )  # fmt: skip
+    async_checkpoints: bool = setting(
+        False, CHECKPOINTING, reasonable_range="false; true where disks are slow and memory is plenty",
+        description="Whether training waits only while a checkpoint's tensors are copied, and a thread writes them.",
+        interactions="Takes the memory of one checkpoint. A killed run may lose the one that was being written.",
+    )  # fmt: skip
 
     seed: int | None = setting(
         None, OTHER, ge=0, le=LARGEST_SEED, reasonable_range="null, or any whole number from 0",

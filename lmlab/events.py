@@ -167,6 +167,8 @@ def supersede(path: Path, step: int) -> Path | None:
     for event in events:
         at = event.get("step")
         beyond = bool(later) or (isinstance(at, int) and at > step)
+        if event["event"] == "checkpoint" and isinstance(at, int) and at <= step:
+            beyond = False  # one that was written beside the steps after it
         (later if beyond else kept).append(event)
     if not any(event["event"] != "run_end" for event in later):
         return None

@@ -122,9 +122,10 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
 class Estimate:
     """What a run takes. Sizes in bytes, at the peak of a training step; `memory` is their sum but for what takes turns.
 
-    libraries: code that the first update loads. allocator: memory between tensors that cannot be used. disk:
-    checkpoints and log at the end; disk_peak: while one more is written than is kept. seconds: training, evaluations
-    and samples. epochs: None where the text's length is not known.
+    libraries: code that the first update loads. allocator: memory between tensors that cannot be used. copies: tensors
+    of a checkpoint that is written beside the training. disk: checkpoints and log at the end; disk_peak: while one more
+    is written than is kept. seconds: training, evaluations and samples. epochs: None where the text's length is not
+    known.
     """
 
     n_parameters: int
@@ -134,6 +135,7 @@ class Estimate:
     activations: int
     libraries: int
     allocator: int
+    copies: int
     memory: int
     checkpoint: int
     n_checkpoints: int
@@ -171,6 +173,7 @@ def estimate(
     at_once = gradients + activations if config.gradient_accumulation_steps > 1 else max(gradients, activations)
     loaded = LIBRARIES + (COMPILER if config.activation_checkpointing or config.compile else 0)
     libraries, allocator = (loaded, round(HOLES * activations)) if device == "cpu" else (0, 0)
+    copies = weights + optimizer if copies_checkpoints(config, device) else 0
     n_checkpoints, n_at_peak = checkpoints_kept(config)
     each, besides = weights + optimizer + CHECKPOINT_REST, RUN_REST + LOG_LINE * config.max_steps
     tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.max_seq_len
@@ -184,7 +187,8 @@ def estimate(
         activations=activations,
         libraries=libraries,
         allocator=allocator,
-        memory=libraries + allocator + weights + optimizer + at_once,
+        copies=copies,
+        memory=libraries + allocator + weights + optimizer + copies + at_once,
         checkpoint=each,
         n_checkpoints=n_checkpoints,
         disk=n_checkpoints * each + besides,
@@ -291,6 +295,12 @@ def head_bytes(shape: Shape, N: int, width: int) -> int:
 
 
 # --- disk and time ----------------------------------------------------------------------------------------------
+
+
+def copies_checkpoints(config: TrainingConfig, device: str) -> bool:
+    """Whether a checkpoint's tensors are copied beside the training; an accelerator's go to the machine's memory."""
+    within = config.checkpoint_cadence is not None and config.checkpoint_cadence < config.max_steps
+    return config.async_checkpoints and within and device == "cpu"
 
 
 def checkpoints_kept(config: TrainingConfig) -> tuple[int, int]:

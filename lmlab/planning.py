@@ -129,7 +129,8 @@ class Report:
             "steps": f"{config.max_steps:,} updates, {e.tokens:,} tokens{seen}",
             "memory": f"about {size(e.memory)} at the peak: weights {size(e.weights)}, gradients {size(e.gradients)}, "
             f"optimizer {size(e.optimizer)}, activations {size(e.activations)}{in_turn}"
-            + (f", libraries {size(e.libraries)}, allocator {size(e.allocator)}" if e.libraries else ""),
+            + (f", libraries {size(e.libraries)}, allocator {size(e.allocator)}" if e.libraries else "")
+            + (f", a checkpoint's copy {size(e.copies)}" if e.copies else ""),
             "time": f"about {duration(e.seconds)} on this machine ({self.device}, {self.precision}, "
             f"{e.flops_per_step / 1e9:,.3g} GFLOP an update)",
             "disk": f"{size(e.disk)}: checkpoints × {e.n_checkpoints} of {size(e.checkpoint)}, and the log",

@@ -33,12 +33,13 @@ LOST = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|tim
 class World:
     """The processes that train together, as one of them sees it. rank: its number; the one with 0 leads: it logs and saves.
 
-    backend: how they talk, `gloo` or `nccl`; None alone.
+    backend: how they talk, `gloo` or `nccl`; None alone. group: torch's name for their way of talking, None for the usual.
     """
 
     rank: int = 0
     size: int = 1
     backend: str | None = None
+    group: Any = None
 
     @property
     def alone(self) -> bool:
@@ -53,7 +54,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's tensor, the same bits on every rank; it takes the place of the argument's values."""
         if not self.alone:
-            torch.distributed.all_reduce(tensor)
+            torch.distributed.all_reduce(tensor, group=self.group)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -70,7 +71,7 @@ class World:
             return [tensor]
         mine = tensor.to(self._device())
         everybody = [torch.empty_like(mine) for _ in range(self.size)]
-        torch.distributed.all_gather(everybody, mine)
+        torch.distributed.all_gather(everybody, mine, group=self.group)
         return [each.to(tensor.device) for each in everybody]
 
     def text(self, value: str) -> str:
@@ -79,9 +80,9 @@ class World:
             return value
         data = value.encode() if self.leads else b""
         length = self._tensor([len(data)])
-        torch.distributed.broadcast(length, 0)
+        torch.distributed.broadcast(length, 0, group=self.group)
         content = self._tensor(list(data) if self.leads else [0] * int(length))
-        torch.distributed.broadcast(content, 0)
+        torch.distributed.broadcast(content, 0, group=self.group)
         return bytes(content.tolist()).decode()
 
     def first(self, work: Callable[[], Any]) -> str:
@@ -126,6 +127,12 @@ class World:
         each, rest = divmod(count, self.size)
         start = self.rank * each + min(self.rank, rest)
         return slice(start, start + each + (self.rank < rest))
+
+    def aside(self) -> World:
+        """The same processes with a second way of talking, for a thread: what it says comes between nobody's words."""
+        if self.alone:
+            return self
+        return World(self.rank, self.size, "gloo", torch.distributed.new_group(backend="gloo"))
 
     def _device(self) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")

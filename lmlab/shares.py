@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.config import TrainingConfig
-from lmlab.memory import FLOAT, HOLES, LIBRARIES, Shape, activation_bytes, optimizer_bytes
+from lmlab.memory import FLOAT, HOLES, LIBRARIES, Shape, activation_bytes, copies_checkpoints, optimizer_bytes
 
 BUCKET = (
     25 << 20
@@ -44,6 +44,7 @@ class Share:
     activations: int
     libraries: int
     allocator: int
+    copies: int
     start: int
     memory: int
     all_gather: int
@@ -92,7 +93,8 @@ def share(
     start = sum(whole)
     if strategy == "fsdp":  # an accelerator is given one group after the other, and keeps its share of each
         start = weights + (sum(whole) if device == "cpu" else max(whole))
-    training = weights + gradients + optimizer + gathered + activations + allocator
+    copies = sum(whole) + optimizer if copies_checkpoints(config, device) else 0  # of rank 0, which gathers the weights
+    training = weights + gradients + optimizer + gathered + activations + allocator + copies
     return Share(
         world_size=world_size,
         strategy=strategy,
@@ -104,6 +106,7 @@ def share(
         activations=activations,
         libraries=libraries,
         allocator=allocator,
+        copies=copies,
         start=start,
         memory=libraries + max(start, training),
         all_gather=all_gather,

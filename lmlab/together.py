@@ -67,11 +67,12 @@ class Together:
         )
         parts = f"weights {size(s.weights)}, gradients {size(s.gradients)}{gathered}, optimizer {size(s.optimizer)}"
         libraries = f", libraries {size(s.libraries)}, allocator {size(s.allocator)}" if s.libraries else ""
+        copies = f", a checkpoint's copy {size(s.copies)}" if s.copies else ""
         found = {
             "processes": f"{s.world_size} × {self.target.name} ({self.target.precision}), {s.strategy}; "
             f"{windows} window{'s' * (most > 1)} of a micro-batch each",
             "each holds": f"about {size(s.memory)}{room} at the peak: {parts}, activations {size(s.activations)}"
-            f"{libraries}; before the first step {size(s.start)}",
+            f"{libraries}{copies}; before the first step {size(s.start)}",
             "each sends": f"{size(s.sent)} an update, in fp32: {self._sent()}",
             "rehearsal": f"one update of rank 0 of {s.world_size}: {made(done)}; it holds weights {size(done.weights)}, "
             f"optimizer {size(done.optimizer)}, {size(done.peak)} at the peak: "

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from lmlab import checkpoint, devices, hooks, parallel, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.beside import Beside
 from lmlab.config import TrainingConfig
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
-from lmlab.errors import CheckpointError, ConfigError, DivergedError, TokenizerError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DivergedError, LabError, TokenizerError, UsageError
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
 from lmlab.generate import SamplingSettings
@@ -38,6 +39,14 @@ from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import Transformer
 
 Listener = Callable[[Event], object]
+
+
+class Saving(NamedTuple):
+    """A checkpoint that is being written. started: by the clock of `time.perf_counter`."""
+
+    step: int
+    folder: Path
+    started: float
 
 
 class Trainer:
@@ -83,6 +92,7 @@ class Trainer:
         self.best_saved_loss, self.last_evaluation = float("inf"), (-1, float("inf"))  # (step, validation loss)
         self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
+        self._beside, self._saving = Beside(self.world), Saving(0, Path(), 0.0)
         self._n_val_bytes: int | None = None
         self._flops_per_token = functools.cache(self.model.flops_per_token)  # every step asks, of the same context
         if config.activation_checkpointing:
@@ -179,6 +189,8 @@ class Trainer:
         return round(tokens_per_second * self._flops_per_token(context) / peak, 4)
 
     def _mind_cadences(self, batch: Batch) -> None:
+        if self._beside.is_done():
+            self._await_saving()
         for active in self.hooks:
             if self.step % active.cadence == 0:
                 self.tell(
@@ -189,7 +201,7 @@ class Trainer:
         if due(self.step, self.config.sampling_cadence):
             self.sample()
         if due(self.step, self.config.checkpoint_cadence) and self.folder is not None:
-            self.save_checkpoint()
+            self.begin_checkpoint() if self.config.async_checkpoints else self.save_checkpoint()
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -224,6 +236,8 @@ class Trainer:
             status = "diverged"
             raise
         finally:
+            with contextlib.suppress(LabError):  # where something is still being written, another error came first
+                self._await_saving()
             self.tell("run_end", status=status, seconds=round(time.perf_counter() - started, 3))
         return status
 
@@ -245,6 +259,7 @@ class Trainer:
             if self._last.get("sample") != self.step:
                 self.sample()
         if self.folder is not None:
+            self._await_saving()
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
             elif self._improves_on_saved() and self.world.leads:  # saved by its cadence, before this evaluation
@@ -252,12 +267,12 @@ class Trainer:
                     checkpoint.set_best(self.folder / "checkpoints", self.step)
         return "completed" if self.finished else "stopped"
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Give every listener an event of the log at the current step; `run_start` bears no step."""
-        self._last[event] = self.step
+    def tell(self, event: str, *, step: int | None = None, **fields: Any) -> None:
+        """Give every listener an event of the log, at the current step where none is given; `run_start` bears no step."""
+        self._last[event] = self.step if step is None else step
         record: Event = {"event": event, "run_id": self.facts.get("run_id"), "time": now()}
         if event != "run_start":
-            record["step"] = self.step
+            record["step"] = self._last[event]
         record.update(fields)
         for listener in self.listeners:
             listener(record)
@@ -370,35 +385,71 @@ class Trainer:
 
         tokenizer: saved with it, the Trainer's own where it is None. Raises CheckpointError.
         """
-        started = time.perf_counter()
+        self._await_saving()
+        write = self._begin_saving(None if folder is None else Path(folder), tokenizer, copied=False)
+        write(self.world)
+        own = self._last.get("checkpoint", -1)
+        self._tell_saved()
+        if folder is not None:  # the run has still to save what it needs
+            self._last["checkpoint"] = own
+        return self._saving.folder
+
+    def begin_checkpoint(self) -> None:
+        """Save as `save_checkpoint` does, by a thread, and wait only while tensors are copied.
+
+        A later step tells that it is on the disk, or raises what the disk refused.
+        """
+        self._await_saving()
+        self._beside.begin(self._begin_saving(None, None, copied=True))
+        self._last["checkpoint"] = self.step
+
+    def _begin_saving(
+        self, folder: Path | None, tokenizer: Tokenizer | None, *, copied: bool
+    ) -> Callable[[ranks.World], None]:
+        """What writes a checkpoint of the Trainer as it is now; as it will be then, unless tensors are `copied`."""
         if folder is None and self.folder is None:
             raise UsageError("this Trainer has no run folder: say where to save, save_checkpoint(folder)")
-        in_run = folder is None
+        started, in_run, step = time.perf_counter(), folder is None, self.step
+        checkpoints = (self.folder or Path()) / "checkpoints"
+        self._saving = Saving(step, folder or checkpoint.step_folder(checkpoints, step), started)
         if in_run and self.before_saving is not None:
             self.before_saving()
-        checkpoints = (self.folder or Path()) / "checkpoints"
-        target = checkpoint.step_folder(checkpoints, self.step) if folder is None else Path(folder)
         is_best = in_run and self._improves_on_saved()
-        checkpoint.save(
-            target,
-            model=self.model.tensors(),
+        contents = checkpoint.collect(
+            self.model.tensors(),
+            optimizer_tensors(self.optimizer, self.model.model),
+            parallel.gathered(self.random.state, self.world),
+            self.world,
+            copied=copied,
+        )
+        save = functools.partial(
+            checkpoint.save,
+            self._saving.folder,
+            contents,
             architecture=self.model.architecture(),
-            optimizer=optimizer_tensors(self.optimizer, self.model.model),
-            rng=parallel.gathered(self.random.state, self.world),
             state=self.state(),
             tokenizer=tokenizer or self.tokenizer,
-            world=self.world,
         )
-        if in_run and self.world.leads:
-            with checkpoint.errors_named(checkpoints):
-                if is_best:
-                    checkpoint.set_best(checkpoints, self.step)
-                checkpoint.prune(checkpoints, self.config.keep_checkpoints)
-        own = self._last.get("checkpoint", -1)
-        self.tell("checkpoint", path=str(target), seconds=round(time.perf_counter() - started, 3))
-        if not in_run:  # the run has still to save what it needs
-            self._last["checkpoint"] = own
-        return target
+
+        def write(world: ranks.World) -> None:
+            save(world=world)
+            if in_run and world.leads:
+                with checkpoint.errors_named(checkpoints):
+                    if is_best:
+                        checkpoint.set_best(checkpoints, step)
+                    checkpoint.prune(checkpoints, self.config.keep_checkpoints)
+
+        return write
+
+    def _await_saving(self) -> None:
+        """Wait until the checkpoint that is written beside the training is on the disk, if there is one, and tell it."""
+        if self._beside.busy:
+            self._beside.wait()
+            self._tell_saved()
+
+    def _tell_saved(self) -> None:
+        step, folder, started = self._saving
+        self.tell("checkpoint", step=step, path=str(folder), seconds=round(time.perf_counter() - started, 3))
 
     def _improves_on_saved(self) -> bool:
         """Whether this step was evaluated lower than any checkpoint of the run; that is then the loss to beat."""

@@ -25,6 +25,7 @@ LEVELS = [
         "signals",
     },
     {
+        "beside",
         "token_cache",
         "corpus",
         "data",

@@ -29,14 +29,14 @@ TOKENIZER = CharTokenizer.from_text("abc 😀")
 
 
 def save(folder: Path, step: int = 3, **changes: Any) -> Path:
+    contents = checkpoint.collect(**{name: changes.pop(name, TENSORS[name]) for name in TENSORS})
     arguments: dict[str, Any] = {
-        **TENSORS,
         "architecture": {"model_type": "custom-transformer"},
         "state": {"step": step, "config": {"a": 1}},
         "tokenizer": TOKENIZER,
         **changes,
     }
-    return checkpoint.save(folder, **arguments)
+    return checkpoint.save(folder, contents, **arguments)
 
 
 def run_with(tmp_path: Path, *steps: int) -> Path:

@@ -32,7 +32,7 @@ BEYOND: dict[str, Any] = {
     "lr_schedule": "constant", "lr_decay_steps": None, "warmup_steps": 0, "grad_clip": None,
     "gradient_accumulation_steps": 1, "eval_batches": None, "hooks": [], "compile": False,
     "activation_checkpointing": False, "early_stopping_patience": None, "keep_checkpoints": None,
-    "sampling_top_k": None, "sampling_top_p": None, "parallel": "auto",
+    "sampling_top_k": None, "sampling_top_p": None, "parallel": "auto", "async_checkpoints": False,
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_hash_does_not_depend_on_process_or_order_and_every_field_moves_it()
         "optimizer": "muon", "lr_schedule": "cosine", "lr_decay_steps": 9, "warmup_steps": 3, "grad_clip": 1.0,
         "gradient_accumulation_steps": 2, "eval_batches": 2, "hooks": ["weight_norms"], "compile": True,
         "activation_checkpointing": True, "keep_checkpoints": 2, "sampling_top_k": 3, "sampling_top_p": 0.5,
-        "parallel": "ddp",
+        "parallel": "ddp", "async_checkpoints": True,
     }  # fmt: skip
     assert set(other) == set(TrainingConfig.model_fields) - {"early_stopping_patience"}  # which does not go alone
     hashes = {default.updated(**{name: value}).config_hash for name, value in other.items()}

@@ -58,10 +58,8 @@ def save_checkpoint(
     }
     return checkpoint.save(
         folder,
-        model=adapter.tensors(),
+        checkpoint.collect(adapter.tensors(), {"x": torch.zeros(1)}, {"state": torch.zeros(1)}),
         architecture=adapter.architecture(),
-        optimizer={"x": torch.zeros(1)},
-        rng={"state": torch.zeros(1)},
         state={**values, **state},
         tokenizer=tokenizer,
     )

@@ -147,7 +147,7 @@ def pair(bench: Bench) -> Bench:
     jobs = [{"do": "agree", "name": "agree"}, job("masks", "masks", bench.training("masks", DROPOUT))]
     for strategy in STRATEGIES:
         other = {"parallel": strategy}
-        half = {**other, "max_steps": 8}
+        half = {**other, "max_steps": 8, "async_checkpoints": True}
         jobs += [
             job("train", f"{strategy}-2", bench.training(f"{strategy}-2", PLAIN, **other), sample=True),
             job("train", f"{strategy}-2-full", bench.training(f"{strategy}-2-full", FULL, **other)),

@@ -155,9 +155,13 @@ def watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]
     watch.disk.close()
 
 
-def test_a_run_that_is_resumed_and_pruned(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_that_is_resumed_and_pruned(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    config = {**CONFIG, "keep_checkpoints": 2, "async_checkpoints": beside}
     with watching(tmp_path, monkeypatch) as watch:
-        run = lab.run({**CONFIG, "keep_checkpoints": 2}, corpus, run_name="r", listeners=[watch.hear])
+        run = lab.run(config, corpus, run_name="r", listeners=[watch.hear])
         run.resume(max_steps=6, listeners=[watch.hear])
     assert watch.problems == []
     assert watch.announced == 6

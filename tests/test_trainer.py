@@ -525,10 +525,8 @@ def test_a_state_that_lacks_something_is_named(tmp_path: Path, lacks: str) -> No
     state = {key: value for key, value in trainer.state().items() if key != lacks}
     checkpoint.save(
         tmp_path / "c",
-        model=trainer.model.tensors(),
+        checkpoint.collect(trainer.model.tensors(), {}, trainer.random.state),
         architecture=trainer.model.architecture(),
-        optimizer={},
-        rng=trainer.random.state,
         state=state,
         tokenizer=TOKENIZER,
     )

@@ -53,8 +53,8 @@ def check_one_line(status: int, said: list[str]) -> None:
     assert "free some space" in said[0]
 
 
-def fill_the_disk_at_20_sizes(corpus: str) -> None:
-    lab.run(CONFIG, corpus, run_name="r", runs_dir="runs", listeners=[])
+def fill_the_disk_at_20_sizes(corpus: str, beside: bool) -> None:
+    lab.run({**CONFIG, "async_checkpoints": beside}, corpus, run_name="r", runs_dir="runs", listeners=[])
     shutil.copytree(RUN, "base")
     lab.resume("r", runs_dir="runs", listeners=[], max_steps=6)
     RUN.rename("runs/straight")
@@ -80,8 +80,9 @@ def fill_the_disk_at_20_sizes(corpus: str) -> None:
     print(json.dumps({"sizes": len(sizes), "largest": largest, "log": log, **refused_at}))
 
 
-def test_a_disk_that_is_full_at_20_sizes(nursery: Nursery, corpus: Path) -> None:
-    status, said = nursery.run(fill_the_disk_at_20_sizes, corpus)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_disk_that_is_full_at_20_sizes(nursery: Nursery, corpus: Path, beside: bool) -> None:
+    status, said = nursery.run(fill_the_disk_at_20_sizes, corpus, beside)
     assert status == 0, said
     summary = json.loads(said.splitlines()[-1])
     assert summary["sizes"] == 20

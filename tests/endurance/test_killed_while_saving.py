@@ -189,11 +189,11 @@ def test_a_crash_at_every_file_operation(
 # --- at random moments ----------------------------------------------------------------------------------------------
 
 
-def kill_200_times(corpus: str) -> None:
+def kill_200_times(corpus: str, beside: bool) -> None:
     """One run after the other, each killed and gone on with until it is done."""
     draw = random.Random(0)
     train(corpus, "warm")  # what loads when first used is loaded before the forks
-    changes = {"checkpoint_cadence": 1, "max_steps": 12, "keep_checkpoints": 2}
+    changes = {"checkpoint_cadence": 1, "max_steps": 12, "keep_checkpoints": 2, "async_checkpoints": beside}
     train(corpus, "straight", **changes)
     newest, kills, half_written, finished = 0, 0, 0, 0
     while kills < 200:
@@ -233,8 +233,9 @@ def delete_run_or_folder() -> None:
         delete_run(RUN)
 
 
-def test_killed_at_200_random_moments(nursery: Nursery, corpus: Path) -> None:
-    status, said = nursery.run(kill_200_times, corpus)
+@pytest.mark.parametrize("beside", [False, True])
+def test_killed_at_200_random_moments(nursery: Nursery, corpus: Path, beside: bool) -> None:
+    status, said = nursery.run(kill_200_times, corpus, beside)
     assert status == 0, said
     summary = json.loads(said.splitlines()[-1])
     assert summary["kills"] == 200
