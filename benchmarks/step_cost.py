@@ -4,7 +4,8 @@
 
 The log, hooks off: the seconds that one `step` event takes to be made and written to `log.jsonl`, and what is computed
 for it alone, as a share of a step. A checkpoint: the seconds for which training waits until it is on the disk, and where
-a thread writes it (`async_checkpoints`), against those of copying its tensors, in turn. The first step is measured in `start_up.py`.
+a thread writes it (`async_checkpoints`), against those of copying its tensors, in turn. The first step is measured in
+`start_up.py`.
 """
 
 from __future__ import annotations

@@ -34,8 +34,17 @@ class Parser(argparse.ArgumentParser):
                 break
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                self.error(f"unknown option {flag}{nearest(flag, self._option_string_actions)}")
+                self.error(f"unknown option {flag}{self._hint(flag)}")
         return super().parse_known_args(given, namespace)
+
+    def _hint(self, flag: str) -> str:
+        """What was probably meant by a flag: another one, or a field of the config, as in other programs."""
+        from lmlab.config import TrainingConfig
+
+        name = flag[2:].replace("-", "_")
+        if "--set" in self._option_string_actions and name in TrainingConfig.model_fields:
+            return f"; a field of the config is set with --set {name}=VALUE"
+        return nearest(flag, self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and action.choices is not None and value not in action.choices:

@@ -227,11 +227,13 @@ def finish(run: Any) -> int:
         print(f"registered {run.registered_as}; use it with: python main.py --model-name {run.registered_as}")
     if run.stopped_by is None:
         return 0
-    print(
-        f"stopped at step {run.step}; go on with: python main.py --resume {shlex.quote(str(run.folder))}",
-        file=sys.stderr,
-    )
-    return 0 if ranks.is_launched() else 128 + int(run.stopped_by)
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(
+            f"stopped at step {run.step}; go on with: python main.py --resume {shlex.quote(str(run.folder))}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return 0 if ranks.under_torchrun() else 128 + int(run.stopped_by)
 
 
 # --- models -----------------------------------------------------------------------------------------------------

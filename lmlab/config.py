@@ -306,6 +306,10 @@ class TrainingConfig(BaseModel):
         texts = [f"line {line}: {text}" if line else text for line, text in placed]
         raise ConfigError((f"{context['source']}: " if context["source"] else "") + in_one_line(texts))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises ConfigError: what a run was begun with does not change."""
+        raise ConfigError(f"a config does not change; make another one: config.updated({name}={shown(value)})")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainingConfig:
         """A config from plain values; missing keys take their defaults. `source` is named in the ConfigError."""
@@ -328,19 +332,27 @@ class TrainingConfig(BaseModel):
             raise ConfigError(f"{place}: {shortened(escaped(str(error)), 200)}") from None
         return cls.model_validate(values, context={"source": source, "lines": lines})
 
-    def to_yaml(self, path: Path | str) -> None:
-        """Write every field with its description, so that `from_yaml` gives an equal config. Raises OSError."""
+    def to_yaml(self, path: Path | str, remarks: Mapping[str, str] | None = None) -> None:
+        """Write every field with its description, so that `from_yaml` gives an equal config. Raises OSError.
+
+        remarks: more to be said of a field, by name.
+        """
         values = self.to_dict()
         lines = ["# A complete lmlab configuration."]
         for group in GROUPS:
             lines += ["", f"# --- {group}"]
             for name, field in group_fields(group).items():
-                lines += [f"# {field.description}", f"{name}: {plain_yaml.format_value(values[name])}"]
+                remark = [f"# {remarks[name]}"] if remarks and name in remarks else []
+                lines += [f"# {field.description}", *remark, f"{name}: {plain_yaml.format_value(values[name])}"]
         write_atomic(path, ("\n".join(lines) + "\n").encode())
 
     def updated(self, /, **overrides: Any) -> TrainingConfig:
-        """A checked copy with some values replaced; None is a value like any other. Raises ConfigError."""
-        return TrainingConfig(**{**self.to_dict(), **overrides})
+        """A checked copy with some values replaced; None is a value like any other. Raises ConfigError.
+
+        What was left at its default counts as not named there, either: a resumed run keeps its own value of it.
+        """
+        named = {name: value for name, value in self.to_dict().items() if name in self.model_fields_set}
+        return TrainingConfig(**{**named, **overrides})
 
     @property
     def config_hash(self) -> str:

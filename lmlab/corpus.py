@@ -183,8 +183,18 @@ def files_of(path: Path) -> list[Path]:
                 continue
             seen.add((stat.st_dev, stat.st_ino))
             begins += [Path(folder, name) for name in shown if name not in folders]
-            found += [Path(folder, name) for name in names if name.endswith(".txt") and not is_hidden(Path(name))]
-    return [file for file in sorted(found) if file.is_file()]
+            found += [Path(folder, name) for name in names if is_text(name) and not is_hidden(Path(name))]
+    once: dict[tuple[int, int], Path] = {}  # links and all, by the first of its names
+    for file in sorted(found):
+        if file.is_file():
+            status = file.stat()
+            once.setdefault((status.st_dev, status.st_ino), file)
+    return list(once.values())
+
+
+def is_text(name: str) -> bool:
+    """Whether a file of a folder is one of its documents."""
+    return name.lower().endswith(".txt")
 
 
 def stamps(files: Iterable[Path]) -> Stamps:
@@ -256,6 +266,8 @@ def decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
     """UTF-8 bytes as text, a byte-order mark dropped. Raises DataError with the offset of the first wrong byte."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     for chunk in itertools.chain(chunks, [b""]):
+        if offset == 0 and (other := other_format(chunk)):
+            raise DataError(f"{path} is {other}")
         if b"\0" in chunk:
             at = offset + chunk.index(0)
             raise DataError(f"{path} is binary: it holds a NUL at byte {at}; give a UTF-8 text file")
@@ -267,6 +279,13 @@ def decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
             raise DataError(f"{path} is not UTF-8 at byte {at}; convert it to UTF-8 first") from error
         yield text.removeprefix("\ufeff") if offset == 0 else text
         offset += len(chunk)
+
+
+def other_format(begin: bytes) -> str:
+    """What a file is that begins so and is no UTF-8, with what to do; empty where that is not known."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+    return "compressed by gzip; unpack it first: gunzip FILE.gz" if begin.startswith(b"\x1f\x8b") else ""
 
 
 def cut(texts: Iterable[str]) -> Iterator[str]:

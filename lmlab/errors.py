@@ -58,6 +58,10 @@ class RunError(LabError):
     """A run folder that is missing, in use by another process, or cannot be gone on with."""
 
 
+class OutOfMemory(RunError):
+    """A step, or weights, for which the device has too little memory. The message says what makes it smaller."""
+
+
 class DivergedError(LabError):
     """A loss or gradient that is not finite. The update was not made: the weights are those of the step before.
 

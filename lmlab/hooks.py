@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lmlab.devices import row_norms
 from lmlab.errors import ConfigError
 from lmlab.modes import in_mode
 from lmlab.ranks import whole
@@ -77,7 +78,11 @@ class WeightNorms(Hook):
     name = "weight_norms"
 
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
-        return {"norms": {name: float(whole(p.detach().float().norm())) for name, p in model.model.named_parameters()}}
+        return {
+            "norms": {
+                name: float(whole(row_norms(p.detach().float()).norm())) for name, p in model.model.named_parameters()
+            }
+        }
 
 
 HOOKS: dict[str, type[Hook]] = {hook.name: hook for hook in (ActivationStats, AttentionEntropy, WeightNorms)}

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from lmlab import checkpoint, devices, loading, parallel, provenance, ranks, storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
-from lmlab.errors import ConfigError, RunError, UsageError
+from lmlab.errors import ConfigError, RegistryError, RunError, UsageError
 from lmlab.evaluate import evaluated_tokens, seen_before
 from lmlab.events import now
 from lmlab.optim import create_optimizer
@@ -229,10 +231,15 @@ def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path
 
 
 def register_once(finished: Run, name: str, models_dir: str | Path | None) -> None:
-    """Register a run under a name, unless it has it already."""
+    """Register a run under a name, unless it has it already. Raises RegistryError where another took it meanwhile."""
     registry = Registry(models_dir)
-    if not (name in registry.names() and registry.get(name).run_id == finished.run_id):
+    if name not in registry.names():
         finished.registered_as = finished.register(name, models_dir).model_name
+    elif registry.get(name).run_id != finished.run_id:
+        raise RegistryError(
+            f"the run {finished.run_id} is done and saved, but {name!r} has become another model meanwhile; register it "
+            f"with `register-model {finished.run_id} --name NAME`"
+        )
 
 
 @devices.threads_kept()
@@ -253,7 +260,7 @@ def resume(
     overrides: what to change, `max_steps` above all. on_ready: see `execute`. A run that is done already is returned as
     it is. Raises UsageError where a change contradicts the weights or the data, naming both values.
     """
-    runs = find_runs_dir(runs_dir)
+    runs, usual = find_runs_dir(runs_dir), torch.get_num_threads()
     saved, warnings = find_together(where, runs, ranks.join())
     merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
@@ -270,6 +277,11 @@ def resume(
         trainer.best_val_loss, trainer.evaluations_without_improvement = math.inf, 0
         message = (
             "eval_batches reads another part of the text now: val_loss, and the choice of `best`, compare unlike parts"
+        )
+        warnings = [*warnings, message]
+    if (threads := torch.get_num_threads()) != usual:
+        message = (
+            f"goes on with {threads} threads, as it began, for the same sums to the bit; here it would have {usual}"
         )
         warnings = [*warnings, message]
     name = saved.state.get("register_as")
@@ -445,7 +457,7 @@ class Run(Record):
         saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)
         return loading.load_model_and_tokenizer(saved.folder)
 
-    def plot(self, names: Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
+    def plot(self, names: str | Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
         """The run's curves as a figure that can be saved; see `views.plots.curves`."""
         from lmlab.views import plots
 

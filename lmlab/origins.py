@@ -32,7 +32,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 LICENSE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LARGEST = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes; other files but weights: LARGEST_OTHER
@@ -44,6 +43,10 @@ PROBE = 8  # tokens of the forward pass that a newcomer has to survive
 def chosen_files(names: Iterable[str], what: str) -> list[str]:
     """Which of a source's files to take, but for the shards that an index names. Raises HubError where weights lack."""
     there = set(names)
+    if "adapter_config.json" in there and CONFIG not in there:
+        raise HubError(
+            f"{what} is an adapter (LoRA or the like), not a model; merge it into its model, then import that"
+        )
     wanted = {CONFIG, "generation_config.json", *TOKENIZER_FILES}
     taken = sorted(name for name in there if name in wanted or LICENSE_FILE.fullmatch(name))
     if CONFIG not in there:
@@ -94,6 +97,8 @@ def select_from_folder(folder: Path) -> dict[str, int]:
     what = f"the folder {folder}"
     if (folder / "state.json").exists() and (folder / "manifest.json").exists():
         raise HubError(f"{folder} is a checkpoint of a run; use `register-model {folder} --name NAME`")
+    if (folder / "log.jsonl").exists() and (folder / "checkpoints").is_dir():
+        raise HubError(f"{folder} is a run; use `register-model {folder} --name NAME`")
     there = folder_files(folder)
     names = chosen_files(there, what)
     for name in names:
@@ -270,7 +275,7 @@ def disarm(folder: Path) -> list[str]:
 
 
 def examine(folder: Path, what: str) -> tuple[BaseAdapter, list[str]]:
-    """Load the model in a folder and run a few tokens through it, and its tokenizer; with `tokenizer_notes` on that.
+    """Load the model in a folder and run a few tokens through it, and its tokenizer; with what to know of both.
 
     On the way its shapes are compared with the files' on the meta device, before memory is spent. Raises HubError saying
     what fails.
@@ -285,7 +290,7 @@ def examine(folder: Path, what: str) -> tuple[BaseAdapter, list[str]]:
 
             adapter = adapter_for(str(architecture(folder).get("model_type"))).load(folder)
         try_forward(adapter, what)
-        notes = tokenizer_notes(folder, adapter.vocab_size)
+        notes = [*weights_notes(adapter), *tokenizer_notes(folder, adapter.vocab_size)]
     except CheckpointError as error:
         raise HubError(f"{what} cannot be used: {without_folder(error, folder)}") from error
     except TokenizerError as error:
@@ -323,15 +328,24 @@ def try_forward(adapter: BaseAdapter, what: str) -> None:
         raise HubError(f"{what} is no causal language model: what follows a token changes what it predicts")
 
 
+def weights_notes(adapter: BaseAdapter) -> list[str]:
+    """What a user should know of a model's weights: that its files hold some that the model does not take."""
+    unused = getattr(getattr(adapter, "model", None), "unused_tensors", [])
+    if not unused:
+        return []
+    others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+    return [f"{one_line(unused[0], 100)}{others} of its files are no part of this model, and are left out"]
+
+
 def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
     """What a user should know of a folder's tokenizer: that it has ids which an embedding of so many rows lacks.
 
     Raises TokenizerError where there is one that cannot be loaded or saved.
     """
-    from lmlab.tokenizers import Tokenizer
+    from lmlab.tokenizers import Tokenizer, holds_tokenizer
 
-    if not has_tokenizer(folder):
-        return []
+    if not holds_tokenizer(folder):
+        return ["it has no tokenizer: training on it, and letting it write, takes a tokenizer_override"]
     tokenizer = Tokenizer.load(folder)
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
         tokenizer.save(Path(trial))  # as every checkpoint will
@@ -342,8 +356,3 @@ def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
         f"its tokenizer has {n_tokens} tokens, its embedding {n_rows}: it reads no text with the others, and "
         "resize_embeddings: true makes room for them"
     ]
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer of any kind."""
-    return any((folder / name).exists() for name in (*TOKENIZERS, "char_tokenizer.json"))

@@ -149,6 +149,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, be it the only one: it starts it again where it may."""
+    return "RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def join() -> World:
     """The world that this process trains in; the first call under torchrun waits until all have come.
 
@@ -166,7 +171,7 @@ def join() -> World:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        timeout = datetime.timedelta(seconds=float(os.environ.get("LMLAB_RANK_TIMEOUT", TIMEOUT)))
+        timeout = datetime.timedelta(seconds=rank_timeout())
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         # On one machine torchrun keeps one store over its restarts: without a shelf of their own, those who were started
         # again would find the addresses of the dead.
@@ -175,6 +180,14 @@ def join() -> World:
         torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     backend = torch.distributed.get_backend()
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
+
+
+def rank_timeout() -> float:
+    """Seconds after which a rank that does not answer is given up. Raises UsageError."""
+    said = os.environ.get("LMLAB_RANK_TIMEOUT", str(TIMEOUT))
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", said) is None or float(said) == 0:
+        raise UsageError(f"LMLAB_RANK_TIMEOUT={said[:40]!r} is not a number of seconds; write 600 for ten minutes")
+    return float(said)
 
 
 def shares_store() -> bool:
@@ -244,8 +257,8 @@ def record_failure(error: BaseException) -> None:
 
 
 def launcher() -> str | None:
-    """What tells one start of torchrun from all others, the same for the processes that it starts again; None alone."""
-    if not is_launched():
+    """What tells one start of torchrun from all others, the same for the processes that it starts again; None without it."""
+    if not under_torchrun():
         return None
     job, error_file = os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if job == "none" and error_file is not None:  # `FOLDER OF THIS START/attempt_0/RANK/error.json`
@@ -255,12 +268,12 @@ def launcher() -> str | None:
 
 def may_restart() -> bool:
     """Whether torchrun starts the processes again when one of them dies."""
-    return is_launched() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return under_torchrun() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def was_restarted() -> bool:
     """Whether torchrun has started this process in place of one that died."""
-    return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return under_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Reading never raises for what a log holds: what can be read is read, and `damage
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from lmlab.files import (
     TEMPORARY,
     describe_os_error,
     dump_json,
+    is_locked,
     lock,
     read_json,
     remove_tree,
@@ -47,6 +49,10 @@ class Record(History):
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode = 0, -1
         self.refresh()
+
+    def __fspath__(self) -> str:
+        """The run's folder: whatever takes a path takes a run."""
+        return str(self.folder)
 
     def __repr__(self) -> str:
         return f"Record({str(self.folder)!r}, {self.status}, step {self.step})"
@@ -102,15 +108,7 @@ class Record(History):
 
     def is_running(self) -> bool:
         """Whether a living process holds the run's lock."""
-        if not (self.folder / f"{RUN_LOCK}.lock").exists():
-            return False
-        try:
-            with lock(self.folder / RUN_LOCK, timeout=0):
-                return False
-        except TimeoutError:
-            return True
-        except OSError:
-            return False  # a folder that cannot be written to is not trained in
+        return is_locked(self.folder / RUN_LOCK)
 
     @property
     def has_ended(self) -> bool:
@@ -213,7 +211,11 @@ def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         return []
-    records = [kind(path) for path in runs_dir.iterdir() if _is_run(path)]
+    records = []
+    for path in runs_dir.iterdir():
+        if _is_run(path):
+            with contextlib.suppress(RunError):  # of one that another process deletes meanwhile
+                records.append(kind(path))
     return sorted(records, key=lambda record: (_began(record), record.run_id), reverse=True)
 
 
@@ -241,7 +243,9 @@ def _is_run(path: Path) -> bool:
 
 def _began(record: Record) -> float:
     began = timestamp(record.starts[0]) if record.starts else math.nan
-    return record.folder.stat().st_mtime if math.isnan(began) else began
+    if not math.isnan(began):
+        return began
+    return record.folder.stat().st_mtime if record.folder.exists() else 0.0
 
 
 def left_by_launch(folder: Path) -> tuple[Path, Path]:

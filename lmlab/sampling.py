@@ -49,6 +49,10 @@ def write(
     if not len(encoded):
         raise TokenizerError("an empty prompt gives the model nothing to go on from; say at least one character")
     ids = torch.from_numpy(tokenizer.begun(encoded)).long()
+    if adapter.max_positions is not None and len(ids) >= adapter.max_positions:
+        raise UsageError(
+            f"the prompt has {len(ids):,} tokens, and the model takes {adapter.max_positions:,} in all; shorten it"
+        )
     before = len(ids) - len(encoded)
     device = next(adapter.parameters()).device
     told = None if on_token is None else lambda next_B1: on_token(tokenizer.pieces([int(next_B1[0, 0])])[0])

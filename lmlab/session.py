@@ -115,7 +115,8 @@ def step_back(folder: Path, trainer: Trainer) -> str:
 def write_config(trainer: Trainer, folder: Path) -> None:
     """Keep the resolved config beside the log."""
     with disk_errors(folder):
-        trainer.config.to_yaml(folder / "config.yaml")
+        drawn = {"seed": f"This run drew {trainer.seed}."} if trainer.config.seed is None else None
+        trainer.config.to_yaml(folder / "config.yaml", drawn)
 
 
 def log_of(folder: Path, run_id: str, world: World) -> events.EventLog:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request: finish the step, save, end. A second one ends the process at once."""
+"""SIGINT, SIGTERM and a closed terminal as a request: finish the step, save, end. A second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from types import FrameType
 from typing import Any
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+def handled() -> list[int]:
+    """The signals that ask a run to stop: SIGHUP of a terminal that goes, too, but where nohup has it ignored."""
+    hang_ups = [getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name)]  # not on every system
+    return [*HANDLED, *(number for number in hang_ups if signal.getsignal(number) == signal.SIG_DFL)]
 
 
 class StopSignals:
@@ -23,7 +29,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
+            self._before = {number: signal.signal(number, self._receive) for number in handled()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ L layers, H heads, T tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from lmlab import lab
 from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import find_runs_dir
-from lmlab.errors import ConfigError, DivergedError, UsageError
+from lmlab.errors import ConfigError, DivergedError, OutOfMemory, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.hub import import_model
 from lmlab.lab import Run
@@ -35,6 +36,14 @@ from lmlab.views.microscope import microscope as microscope_view
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RUN_ARGUMENTS = {
+    "config",
+    "data",
+    "run_name",
+    "runs_dir",
+    "models_dir",
+    "listeners",
+}  # of `lab.run`; the others are fields
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
 
 Source = Run | str  # who writes and is looked at: a run, or the name of a registered model
@@ -94,8 +103,8 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run],
-    names: Sequence[str] = ("loss", "val_loss"),
+    runs: Run | Sequence[Run],
+    names: str | Sequence[str] = ("loss", "val_loss"),
     *,
     axis: str = "step",
     smoothing: float | None = None,
@@ -107,6 +116,7 @@ def compare(
     noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, in
     place of their ids. The storybook's floor is a line.
     """
+    runs = [runs] if isinstance(runs, Run) else runs
     for run in runs:
         run.refresh()
     figure = plots.compare(runs, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
@@ -119,9 +129,11 @@ def sweep(
     """One run for each of some changes to a config, in order; a notebook shows them in one place.
 
     changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
-    `lab.run`, the same for all. A run that diverges is among them; an interrupt ends the sweep with the run that it
-    stops, the last one returned, and between two runs with those that were made.
+    `lab.run`, the same for all. A run that diverges, or that memory was too small for, is among them; an interrupt ends
+    the sweep with the run that it stops, the last one returned, and between two runs with those that were made. All
+    changes are checked before the first run. Raises a LabError.
     """
+    refuse_changes(config, changes, arguments)
     place = Display() if in_notebook() else None
     runs: list[Run] = []
     for change in changes:
@@ -138,14 +150,34 @@ def sweep(
     return runs
 
 
+def refuse_changes(config: lab.ConfigLike, changes: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise before hours of training what the last of a sweep's changes would raise: ConfigError, UsageError, RunError."""
+    if isinstance(changes, Mapping) or not all(isinstance(change, Mapping) for change in changes):
+        raise UsageError("changes are a list of mappings, one for each run: [{'seed': 0}, {'seed': 1}]")
+    names = set()
+    for change in changes:
+        given = {"config": config, **arguments, **change}
+        lab.read_config(given["config"], **{name: each for name, each in given.items() if name not in RUN_ARGUMENTS})
+        if (name := given.get("run_name")) is not None:
+            if name in names:
+                raise UsageError(
+                    f"two runs of the sweep would have the name {name!r}; give each its own run_name, or none"
+                )
+            names.add(name)
+            lab.new_run_folder(given.get("runs_dir"), name)
+
+
 def _trial(*, listeners: Any, **arguments: Any) -> Run:
-    """`lab.run`, which here returns a run that diverged, too."""
+    """`lab.run`, which here returns a run that diverged, or whose steps did not fit into memory, too."""
     trainer = lab.build(**arguments)
     assert trainer.folder is not None
     try:
         return lab.execute(trainer, listeners)
     except DivergedError as error:
         return Run(trainer.folder, ending=Ending(None, error.asked_to_stop))
+    except OutOfMemory as error:
+        warnings.warn(f"{trainer.folder.name}: {error}", stacklevel=4)
+        return Run(trainer.folder, ending=Ending(None, asked=False))
 
 
 def whole_sweep(
@@ -198,7 +230,7 @@ def by_label(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[
 
 def samples(
     runs: Source | Sequence[Source] | Mapping[str, Source],
-    prompts: Sequence[str] = ("The",),
+    prompts: str | Sequence[str] = ("The",),
     *,
     models_dir: str | Path | None = None,
     **overrides: Any,
@@ -207,7 +239,7 @@ def samples(
 
     runs: runs or model names, or a mapping of labels to them. overrides: `sampling_…` fields, for all alike.
     """
-    texts = {}
+    texts, prompts = {}, [prompts] if isinstance(prompts, str) else prompts
     for label, source in by_label(runs).items():
         adapter, tokenizer, config = load_writer(source, models_dir=models_dir)
         config = config.updated(**overrides)

@@ -23,6 +23,15 @@ from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, s
 
 Ids = npt.NDArray[np.integer[Any]]  # int32 from a tokenizer; narrower where they are kept
 CHAR_FILE = "char_tokenizer.json"
+# Any one of these is a tokenizer's vocabulary; besides them stand its settings.
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 SEPARATOR = "\n\n"  # between documents, for a tokenizer without an end-of-text token
 
 
@@ -281,6 +290,11 @@ def library_errors(what: str, *passed: type[Exception]) -> Iterator[None]:
         raise TokenizerError(f"{what}: {reason[:200]}") from error
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the vocabulary of a tokenizer of any kind."""
+    return any((folder / name).exists() for name in (*VOCABULARIES, CHAR_FILE))
+
+
 class HFTokenizer(Tokenizer):
     """A tokenizer in the files of Hugging Face: `tokenizer.json` and what stands beside it."""
 
@@ -294,6 +308,10 @@ class HFTokenizer(Tokenizer):
         refuse_hostile(self.folder)
         with library_errors(f"no tokenizer can be loaded from {self.folder}"):
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+            if not holds_tokenizer(self.folder) and not self._knows_text():
+                raise TokenizerError(
+                    f"{self.folder} holds no tokenizer, only settings of one; set tokenizer_override to one that is"
+                )
             self.vocab_size = 1 + max(map(int, self.inner.get_vocab().values()))  # ids may have gaps
             if not 0 < self.vocab_size <= MOST_TOKENS:
                 raise TokenizerError(
@@ -306,6 +324,11 @@ class HFTokenizer(Tokenizer):
     def kind(self) -> str:
         """The name of the tokenizer's class without "Tokenizer" and "Fast", in lower case: `qwen2`, `gpt2`."""
         return type(self.inner).__name__.replace("TokenizerFast", "").replace("Tokenizer", "").lower() or "hf"
+
+    def _knows_text(self) -> bool:
+        """Whether text has ids: without its files, the library makes a tokenizer that knows none."""
+        ids = self.inner("a", add_special_tokens=False, verbose=False)["input_ids"]
+        return bool(set(ids) - {self.inner.unk_token_id})
 
     def _find_end_of_text(self) -> int | None:
         """`<|endoftext|>` where there is one (chat models end a turn with another token), else the end of sequence."""

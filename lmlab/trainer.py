@@ -167,10 +167,11 @@ class Trainer:
     def _clip(self) -> float:
         """The norm of the whole gradient, which is scaled down to `grad_clip` where that is set."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.grad_clip is not None:
+        norm = nn.utils.get_total_norm([devices.row_norms(p.grad) for p in parameters if p.grad is not None])
+        length = float(ranks.whole(norm))
+        if self.config.grad_clip is not None and not length <= self.config.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        return float(ranks.whole(norm))
+        return length
 
     def _refuse_non_finite(self, loss: float, gradient_norm: float, batch: Batch) -> None:
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
@@ -249,15 +250,23 @@ class Trainer:
             raise ConfigError(
                 "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
             )
+        if batches is self.train_dataloader and isinstance(batches, DataLoader):
+            batches.position = (
+                self.position
+            )  # whatever else was dealt, to a look at a batch or to a step that was interrupted
         return batches
 
     def _end(self) -> str:
         """The last evaluation, sample and checkpoint, each where the cadence has not just done it."""
-        if self.finished:
-            if self.config.eval_cadence is not None and self._last.get("eval") != self.step:
+        try:
+            if self.finished and self.config.eval_cadence is not None and self._last.get("eval") != self.step:
                 self.evaluate()
-            if self._last.get("sample") != self.step:
+            if self.finished and self._last.get("sample") != self.step:
                 self.sample()
+        except Exception:  # of too little memory, say: no step that was made is lost
+            if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
+                self.save_checkpoint()
+            raise
         if self.folder is not None:
             self._await_saving()
             if self._last.get("checkpoint") != self.step:
@@ -314,8 +323,9 @@ class Trainer:
 
     def _note_improvement(self, val_loss: float) -> None:
         """Count towards early stopping what the cadence asks for; other evaluations leave the run as it would be."""
+        again = self.last_evaluation[0] == self.step
         self.last_evaluation = (self.step, val_loss)
-        if not due(self.step, self.config.eval_cadence):
+        if again or not due(self.step, self.config.eval_cadence):
             return
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.evaluations_without_improvement = val_loss, 0

@@ -25,6 +25,10 @@ MAIN = [sys.executable, str(ROOT / "main.py")]
     ("words", "says"),
     [
         (["--max-step", "3"], "error: unknown option --max-step; did you mean --max-steps?"),
+        (
+            ["--batch_size=32"],
+            "error: unknown option --batch_size; a field of the config is set with --set batch_size=VALUE",
+        ),
         (["--frobnicate"], "error: unknown option --frobnicate; see main.py --help"),
         (["sample", "x", "--promt", "The"], "error: unknown option --promt; did you mean --prompt?"),
         (["list-model"], "error: unknown command 'list-model'; did you mean list-models?"),

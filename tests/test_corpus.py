@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -354,3 +355,23 @@ def tokenizer_ending_in(folder: Path, end: str) -> HFTokenizer:
     for name in ("vocab.json", "merges.txt"):
         (folder / name).unlink()
     return HFTokenizer(folder)
+
+
+def test_a_folder_gives_each_text_once_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("upper")
+    (tmp_path / "b.txt").write_text("lower")
+    (tmp_path / "latest.txt").symlink_to(tmp_path / "b.txt")
+    assert load_text(tmp_path).documents == ["upper", "lower"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("hello".encode("utf-16"), "is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
+        (gzip.compress(b"hello"), "is compressed by gzip; unpack it first"),
+    ],
+)
+def test_text_in_another_wrapping_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        load_text(tmp_path / "a.txt")

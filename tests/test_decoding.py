@@ -176,3 +176,17 @@ def test_training_goes_on_after_a_sample(tmp_path: Path) -> None:
     adapter.loss(ids_BT[:, :-1], ids_BT[:, 1:]).backward()
     for old, parameter in zip(before, adapter.parameters(), strict=True):
         assert torch.equal(old, parameter.grad)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("smollm3", {"no_rope_layers": [1, 0]}), ("helium", {"head_dim": 8}), ("ernie4_5", {"head_dim": 8})],
+)
+@pytest.mark.parametrize("deviation", [0.02, 0.2])
+def test_what_turns_otherwise_is_left_alone_in_bf16_too(
+    tmp_path: Path, family: str, changes: dict[str, object], deviation: float
+) -> None:
+    """Layers without positions, and turns of neighbours: near what is right, within the rounding of bf16."""
+    folder = tiny_models.make(tmp_path / family, family, initializer_range=deviation, pad_token_id=0, **changes)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not can_decode(load_adapter(folder, dtype=dtype).model)

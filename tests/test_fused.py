@@ -105,6 +105,7 @@ def test_a_norm_that_takes_a_gate_too_is_left_alone() -> None:
 def test_what_gemmas_norm_computes_is_seen(tmp_path: Path) -> None:
     model = plain(tiny_models.make(tmp_path / "model", "gemma2", head_dim=8))
     norms = [module for module in model.modules() if type(module).__name__ == "Gemma2RMSNorm"]
+    assert len(norms) > 4
     for norm in norms:  # as the others name it, so that it is tried
         norm.variance_epsilon = norm.eps
     assert not any(is_root_mean_square(norm) for norm in norms)
@@ -171,3 +172,48 @@ def test_a_feed_forward_keeps_two_wide_tensors_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         GatedFeedForward.apply(torch.randn(1, tokens, width), *matrices)
     assert sum(tensor.shape == (tokens, wide) for tensor in kept) == 2
+
+
+class Wrapped(nn.Module):
+    """A linear layer with a part of low rank beside it, as PEFT puts it into its place."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(base.in_features, 2), nn.Linear(2, base.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_a_layer_that_is_replaced_afterwards_takes_part(tmp_path: Path) -> None:
+    model = plain(tiny_models.make(tmp_path / "model", "llama"))
+    fuse(model)
+    for layer in model.model.layers:
+        layer.mlp.gate_proj = Wrapped(layer.mlp.gate_proj)
+        layer.mlp.down_proj = Wrapped(layer.mlp.down_proj)
+    ids_BT = torch.arange(12)[None]
+    loss = model(input_ids=ids_BT, labels=ids_BT).loss
+    loss.backward()
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids_BT, labels=ids_BT).loss, loss)
+    assert all(layer.mlp.gate_proj.up.weight.grad is not None for layer in model.model.layers)
+
+
+def test_a_layer_that_is_watched_is_seen_in_training_too(tmp_path: Path) -> None:
+    model = plain(tiny_models.make(tmp_path / "model", "llama"))
+    fuse(model)
+    seen: list[Tensor] = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _module, _given, output: seen.append(output))
+    model(input_ids=torch.arange(12)[None])
+    assert len(seen) == 1
+
+
+def test_a_feed_forward_of_zeros_shows_nothing_and_is_left_alone(tmp_path: Path) -> None:
+    model = plain(tiny_models.make(tmp_path / "model", "gemma", head_dim=8))
+    for layer in model.model.layers:
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    assert fuse(model) == 0

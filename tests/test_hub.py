@@ -601,12 +601,12 @@ def test_what_came_before_a_refusal_stays_for_the_next_attempt(
 
 
 def test_a_model_that_does_not_fit_the_disk_is_refused_before_it_starts(server: HubServer, models: Path) -> None:
-    digest = "0" * 64
+    digest, size = "0" * 64, 900 * 10**12
     server.repositories[QWEN].lies["model.safetensors"] = {
-        "size": 10**18,
-        "lfs": {"sha256": digest, "size": 10**18, "pointerSize": 1},
+        "size": size,
+        "lfs": {"sha256": digest, "size": size, "pointerSize": 1},
     }
-    assert "needs 1,000 PB" in (message := refused(QWEN, models)) or "needs 1000000 TB" in message
+    assert "the model qwen2.5-0.5b needs 900 TB, the disk has " in refused(QWEN, models)
     assert "model.safetensors" not in server.downloads()
 
 
@@ -923,3 +923,31 @@ def test_a_models_folder_that_cannot_be_written_is_one_line(server: HubServer, t
     (tmp_path / "file").write_text("x")
     with pytest.raises(HubError, match=r"cannot write to .*a file is in its place"):
         hub.import_model(QWEN, models_dir=tmp_path / "file")
+
+
+def test_a_run_and_an_adapter_are_told_what_they_are(models: Path, tmp_path: Path) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "lora"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "log.jsonl").write_text("")
+    assert f"{run} is a run; use `register-model {run} --name NAME`" in refused(str(run), models)
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    assert "is an adapter (LoRA or the like), not a model; merge it" in refused(str(adapter), models)
+
+
+def test_what_a_model_lacks_or_does_not_take_is_said(tiny_qwen: Path, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_qwen, folder)
+    tensors = load_file(folder / "model.safetensors")
+    lora = {f"model.layers.0.self_attn.q_proj.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    save_file({**tensors, **lora}, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        (folder / name).unlink()
+    told: list[str] = []
+    bring(str(folder), models, name="model", tell=told.append)
+    assert (
+        "model: model.layers.0.self_attn.q_proj.lora_A.weight and 1 more of its files are no part of this model, and are "
+        "left out"
+    ) in told
+    assert "model: it has no tokenizer: training on it, and letting it write, takes a tokenizer_override" in told

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import peak
 import pytest
 import torch
 from tiny_models import CONFIGS, VOCABULARY
@@ -36,8 +35,9 @@ SHIPPED = (
     "default", "small-model", "large-model", "fast-training", "quick-text", "detailed-eval", "custom-transformer",
 )  # fmt: skip
 TRAINED_FROM_HERE = """
-import json, pathlib, resource, sys
+import json, sys
 import psutil
+from peak import peak_bytes
 from lmlab import data, loading, planning
 from lmlab.config import TrainingConfig, parse_override
 from lmlab.optim import create_optimizer
@@ -57,12 +57,7 @@ trainer = Trainer(adapter, create_optimizer(adapter.model, config), config, toke
 for _ in range(3):
     trainer.training_step(next(batches))
 
-status = pathlib.Path("/proc/self/status")
-if status.exists():  # ru_maxrss of Linux may be that of the process that started this one
-    peak = 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-measured = peak - before
+measured = peak_bytes() - before
 print(json.dumps({"measured": measured, "estimated": planning.plan(trainer).estimate.memory}))
 """
 
@@ -201,10 +196,7 @@ def test_memory_of_every_shipped_config_is_as_measured(name: str, corpus: Path):
 
 def assert_as_measured(name: str, text: Path, *settings: str) -> None:
     """In a process of its own, memory grew from before the model was built as estimated: within 25 % or 64 MB."""
-    command = [sys.executable, "-c", TRAINED_FROM_HERE, ROOT / "configs" / f"{name}.yaml", text, *settings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(peak.output_of(TRAINED_FROM_HERE, ROOT / "configs" / f"{name}.yaml", text, *settings))
     assert abs(found["estimated"] - found["measured"]) <= max(0.25 * found["measured"], 64e6), found
 
 

@@ -409,6 +409,16 @@ def test_a_rank_killed_while_saving_comes_back_by_itself(pair: Bench, flags: Cal
     assert not list((run.folder / "checkpoints").glob(".*"))
 
 
+def test_a_process_alone_under_torchrun_comes_back_too(pair: Bench, flags: Callable[..., list[str]]) -> None:
+    done = torchrun(
+        1, MISHAP, "die-saving", 0, *flags("lonely", {**SAVING, "parallel": "auto"}), max_restarts=1, timeout=90
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = pair.run("lonely")
+    assert [start["kind"] for start in run.starts] == ["new", "resumed"]
+    assert (run.status, run.step, run.start["world_size"]) == ("completed", 12, 1)
+
+
 def test_a_run_comes_back_with_the_model_of_the_command_line(pair: Bench, flags: Callable[..., list[str]]) -> None:
     """Its config file names another one, which the flag was stronger than. The plan is what each process takes."""
     (pair.folder / "other.yaml").write_text("model_name: other\n")

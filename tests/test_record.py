@@ -629,3 +629,13 @@ def test_runs_of_other_tokens_are_told_apart_by_bits_per_byte_and_of_other_texts
     assert yardstick(halves) == "val_loss"
     RunWriter(tmp_path / "begun").start()  # of other tokens, but not evaluated yet
     assert yardstick([characters, Record(tmp_path / "begun")]) == "val_loss"
+
+
+def test_asking_whether_a_run_trains_writes_nothing(tmp_path):
+    record = Record(write_run(tmp_path / "run", status=None))
+    before = sorted(record.folder.iterdir())
+    assert not record.is_running()
+    assert sorted(record.folder.iterdir()) == before
+    with lock(record.folder / RUN_LOCK):
+        (record.folder / f"{RUN_LOCK}.lock").chmod(0o444)  # as another user's is to us
+        assert record.is_running()

@@ -187,7 +187,7 @@ def test_an_entry_that_climbs_is_never_followed(tmp_path: Path, path: str) -> No
     assert [p.name for p in registry.validate(fix=True)] == ["evil"]
     assert registry.names() == ["good"]
     assert (victim / "precious").read_text() == "keep"
-    assert registry.verify("good")
+    assert registry.verify("good") == registry.path("good")
 
 
 def test_deleting_removes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:

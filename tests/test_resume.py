@@ -17,6 +17,7 @@ from tiny_config import TINY
 
 import lmlab
 from lmlab import checkpoint, devices, events, hub, lab
+from lmlab.config import TrainingConfig
 from lmlab.data import Batch
 from lmlab.errors import CheckpointError, DataError, RunError, UsageError
 from lmlab.optim import Muon, parts
@@ -255,12 +256,12 @@ def run(finished: Path, tmp_path: Path) -> Iterator[Path]:
 def test_what_contradicts_the_checkpoint_is_refused_with_both_values(
     run: Path, name: str, value: object, before: object
 ) -> None:
-    content = sorted(path.name for path in run.rglob("*"))
+    content = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UsageError) as raised:
         lab.resume(run, listeners=[], max_steps=9, **{name: value})
     assert f"{name}={value} contradicts the checkpoint {run}" in str(raised.value)
     assert f"which has {name}={before}" in str(raised.value)
-    assert sorted(path.name for path in run.rglob("*")) == content
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == content
     Path("changes.yaml").write_text(f"{name}: {json.dumps(value)}\n")
     with pytest.raises(UsageError, match=f"{name}=.* contradicts"):
         lab.resume(run, listeners=[], config="changes.yaml")
@@ -485,3 +486,26 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_run_falls_back_with_a_w
     assert checkpoint.steps(run / "checkpoints") == [3, 6, 7]
     checkpoint.verify(newest)  # made again
     assert (run / "superseded-1" / "step-00000006").is_dir()
+
+
+def test_an_updated_config_changes_what_it_names_alone(corpus: Path) -> None:
+    config = TrainingConfig(**TINY)
+    run = lab.run(config, corpus, run_name="r-9", listeners=[], beta2=0.9, max_steps=2)
+    again = lab.resume(run.folder, config=config.updated(max_steps=4), listeners=[])
+    assert again.config["beta2"] == 0.9
+    assert again.step == 4
+
+
+def test_another_number_of_threads_than_the_machines_is_said(corpus: Path) -> None:
+    run = lab.run(TINY, corpus, run_name="r-10", listeners=[], max_steps=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        again = lab.resume(run.folder, listeners=[], max_steps=3)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert (
+        f"goes on with {before} threads, as it began, for the same sums to the bit; here it would have {before + 1}"
+        in (again.warnings)
+    )

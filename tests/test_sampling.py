@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from tiny_config import TINY
 
@@ -13,6 +14,7 @@ from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.errors import LabError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
+from lmlab.loading import load_model_and_tokenizer
 from lmlab.sampling import sampling_settings, until_end, write, write_samples
 from lmlab.tokenizers import CharTokenizer
 from lmlab.transformer import Transformer
@@ -89,3 +91,13 @@ def test_every_token_of_the_first_text_is_told_and_the_model_stays_as_it_was() -
 )
 def test_what_fills_a_text_that_ended_is_left_out(row: list[int], n_prompt: int, end: Any, kept: list[int]) -> None:
     assert until_end(row, n_prompt, end) == kept
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
+    adapter, tokenizer = load_model_and_tokenizer(tiny_models.make(tmp_path / "model"))
+    long = "the quiet sea " * 100
+    n_tokens = len(tokenizer.encode(long))
+    with pytest.raises(
+        UsageError, match=f"the prompt has {n_tokens:,} tokens, and the model takes 128 in all; shorten it"
+    ):
+        write(adapter, tokenizer, long, 1, SamplingSettings(5))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +22,7 @@ import torch
 
 from lmlab import checkpoint, events, lab
 from lmlab.proof import TIMINGS, differing_tensor
-from lmlab.signals import HANDLED, StopSignals
+from lmlab.signals import HANDLED, StopSignals, handled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +36,53 @@ def test_the_first_signal_is_kept_and_the_handlers_come_back() -> None:
             assert signals()
             assert signals.received == number
         assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+def test_a_terminal_that_goes_asks_to_stop_unless_nobody_minds() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, asks in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # the second as under nohup
+            signal.signal(signal.SIGHUP, handler)
+            assert (signal.SIGHUP in handled()) == asks
+            with StopSignals() as signals:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signals() == asks
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(tiny_yaml: Path, corpus: Path) -> None:
+    """With a terminal of its own, as ssh gives one, whose other side then goes."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(ROOT / "main.py"), "--config", str(tiny_yaml), "--data", str(corpus)]
+    process = subprocess.Popen(
+        [*command, "--run-name", "left", "--set", "max_steps=100000", "--set", "checkpoint_cadence=null"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    reader = threading.Thread(target=drained, args=(ours,))
+    reader.start()
+    try:
+        wait_for(lambda: n_steps("left") >= 5, process)
+        os.kill(process.pid, signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+    run = lab.Run("runs/left")
+    assert run.status == "stopped"
+    assert checkpoint.newest(run.folder / "checkpoints")[0].step == run.step
+
+
+def drained(descriptor: int) -> None:
+    """Read what is written to a terminal until its other side is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
+    os.close(descriptor)
 
 
 def test_a_second_signal_acts_as_it_always_does() -> None:

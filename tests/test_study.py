@@ -299,3 +299,45 @@ def test_the_lens_knows_tokens_by_their_ids_and_not_by_their_looks(run: lab.Run,
     best = look.logits_LTV.argmax(dim=-1)[:, :-1]
     assert (drawn[0] == (best == torch.tensor(look.ids[1:])).numpy()).all()
     assert not drawn[0].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "error", "says"),
+    [
+        ([{"seed": 1}, {"learning_rat": 1e-3}], {}, ConfigError, "unknown key 'learning_rat'; the nearest real one is learning_rate"),
+        ([{"seed": 1}, {"d_model": 30, "n_heads": 4}], {}, ConfigError, "n_heads=4 does not divide d_model=30"),
+        ([{"seed": 1}, {"seed": 2}], {"run_name": "same"}, UsageError, "two runs of the sweep would have the name 'same'"),
+        ({"seed": 1}, {}, UsageError, "changes are a list of mappings"),
+    ],
+)  # fmt: skip
+def test_a_sweep_reads_all_its_changes_before_it_trains(
+    tiny: Settings, corpus: Path, changes: Any, arguments: Settings, error: type[Exception], says: str
+):
+    with pytest.raises(error, match=re.escape(says)):
+        lab.sweep(tiny, changes, corpus, listeners=[], **arguments)
+    assert len(lab.runs()) == 0
+
+
+def test_a_run_that_memory_was_too_small_for_leaves_a_sweep_its_others(tiny: Settings, corpus: Path):
+    def refuse(event: Settings) -> None:
+        if (event["run_id"], event["event"]) == ("large", "step"):
+            raise torch.OutOfMemoryError("no room")
+
+    changes = [{"run_name": name} for name in ("small", "large", "next")]
+    with pytest.warns(UserWarning, match="large: out of memory: halve batch_size"):
+        swept = lab.sweep(tiny, changes, corpus, listeners=[refuse])
+    assert [(run.run_id, run.status) for run in swept] == [
+        ("small", "completed"), ("large", "failed"), ("next", "completed"),
+    ]  # fmt: skip
+
+
+def test_one_run_one_name_and_one_prompt_need_no_list(run: lab.Run):
+    assert list(lab.samples(run, "The", sampling_max_length=3).prompts) == ["The"]
+    assert repr(lab.compare(run, "loss")) == repr(lab.compare([run], ["loss"]))
+    assert len(run.plot("loss").axes) == 1
+
+
+def test_whatever_takes_a_path_takes_a_run(run: lab.Run):
+    assert lab.resume(run, listeners=[], max_steps=8).step == 8
+    assert lab.register(run, "stories").step == 8
+    assert os.fspath(run) == str(run.folder)

@@ -426,3 +426,13 @@ def test_a_piece_keeps_the_space_before_it(tmp_path: Path) -> None:
     assert tokenizer.pieces(ids) == [" the", " cat", "s", " ", "the", "</s>"]
     assert "".join(tokenizer.pieces(ids)).removeprefix(" ") == tokenizer.decode(ids)
     assert CharTokenizer.from_text("abc").pieces([0, 2]) == ["a", "c"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_settings_without_a_vocabulary_are_no_tokenizer(tmp_path: Path, family: str) -> None:
+    """The library makes one of them that has no ids for any text: a run would see ends of text alone."""
+    folder = tiny_models.make(tmp_path / "model", family)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    with pytest.raises(TokenizerError, match="holds no tokenizer, only settings of one; set tokenizer_override"):
+        HFTokenizer(folder)

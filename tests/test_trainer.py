@@ -539,5 +539,65 @@ def test_a_batch_names_its_windows() -> None:
     batch = next(iter(loader()))
     assert isinstance(batch, Batch)
     assert batch.windows_B.tolist() == loader().sampler.starts(0, 4).tolist()  # type: ignore[union-attr]
+    assert len(set(batch.windows_B.tolist())) == 4
+    for start, inputs_T in zip(batch.windows_B.tolist(), batch.inputs_BT, strict=True):
+        assert TOKENIZER.decode(inputs_T.tolist()) == TEXT[start : start + WIDTH]
     trainer.training_step(batch)
     assert trainer.position == 4
+
+
+def test_a_look_at_a_batch_takes_none_from_the_run() -> None:
+    straight, looked = (make(train_dataloader=loader(), val_dataloader=None)[0] for _ in range(2))
+    assert looked.train_dataloader is not None
+    next(iter(looked.train_dataloader))
+    straight.fit()
+    looked.fit()
+    assert same(weights(straight), weights(looked))
+
+
+def test_after_an_interrupt_fit_goes_on_with_the_batch_that_was_interrupted() -> None:
+    straight, _ = make(model(dropout=0.3), train_dataloader=loader())
+    straight.fit()
+    broken, _ = make(model(dropout=0.3, kind=Interrupted), train_dataloader=loader())
+    broken.model.at = 3
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    assert broken.step == 2
+    broken.fit()
+    assert same(weights(straight), weights(broken))
+
+
+def test_what_the_last_sample_raises_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, told = make(config=config(checkpoint_cadence=None), folder=tmp_path)
+
+    def fail(*_arguments: Any) -> Tensor:
+        raise MemoryError("no room for a cache")
+
+    monkeypatch.setattr(trainer.model, "generate", fail)
+    with pytest.raises(MemoryError):
+        trainer.fit(loader())
+    assert checkpoint.load(tmp_path / "checkpoints" / "step-00000006").step == 6
+    assert [event["event"] for event in told][-2:] == ["checkpoint", "run_end"]
+    assert told[-1]["status"] == "failed"
+
+
+def test_an_evaluation_that_is_asked_for_again_counts_once() -> None:
+    trainer, _ = make(config=config(eval_cadence=2, learning_rate=1e-12))
+    batches = iter(loader())
+    for _ in range(2):
+        trainer.training_step(next(batches))
+    counted = trainer.evaluations_without_improvement
+    trainer.evaluate()
+    trainer.evaluate()
+    assert trainer.evaluations_without_improvement == counted
+
+
+def test_the_norm_of_a_large_gradient_is_exact() -> None:
+    """torch adds the squares of a whole tensor up in a few fp32 sums: 1 % is missing at 100 million numbers."""
+    trainer, _ = make(config=config(grad_clip=1.0))
+    large = torch.nn.Parameter(torch.zeros(20_000, 1000))
+    large.grad = torch.randn(20_000, 1000, generator=torch.Generator().manual_seed(0))
+    exact = float(large.grad.double().norm())
+    trainer.model.register_parameter("large", large)
+    assert trainer._clip() == pytest.approx(exact, rel=1e-6)
+    assert float(large.grad.double().norm()) == pytest.approx(1.0, rel=1e-6)

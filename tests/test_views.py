@@ -576,11 +576,12 @@ from run_logs import RunWriter
 from lmlab.views import live
 run = RunWriter(Path({folder!r}))
 run.start()
-view = live.live_listener(40)
+assert isinstance(live.live_listener(40), live.LiveView)
+now = 0.0
+view = live.LiveView(40, clock=lambda: now)  # however long drawing takes here
 view(run.events[-1])
-import time
 for step in range(1, 6):
-    time.sleep(0.3)
+    now += 0.3
     run.step(step, 4.0 - step)
     view(run.events[-1])
 run.event("run_end", 5, status="stopped", seconds=1)

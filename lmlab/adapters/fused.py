@@ -101,8 +101,15 @@ def norm_of(module: Any, x: Tensor) -> Any:
 
 
 def feed_forward_of(module: Any, x: Tensor) -> Any:
-    """What the feed-forward of a module of transformers makes of x."""
+    """What the feed-forward of a module of transformers makes of x; its own way if a layer is no longer plain."""
+    if not all(is_plain(getattr(module, name)) for name in GATED):
+        return type(module).forward(module, x)
     return GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a layer is a matrix product and no more, without a bias, and nobody looks at what goes in and out."""
+    return type(layer) is nn.Linear and layer.bias is None and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def is_root_mean_square(module: Any) -> bool:
@@ -116,7 +123,7 @@ def is_root_mean_square(module: Any) -> bool:
 def is_gated(module: Any) -> bool:
     """Whether a module is the feed-forward above, without biases: found out by trying it."""
     layers: list[Any] = [getattr(module, name, None) for name in GATED]
-    if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
+    if not all(map(is_plain, layers)):
         return False
     return same(module, feed_forward_of, layers[0].in_features, layers[0].weight)
 
@@ -136,6 +143,6 @@ def same(module: nn.Module, fused: Any, width: int, weight: Tensor) -> bool:
         return False
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
     largest = one.abs().amax(dim=-1, keepdim=True)
-    if not bool(largest.isfinite().all()):  # what the model holds is no numbers; what it computes cannot be seen
+    if not bool((largest.isfinite() & (largest > 0)).all()):  # what it computes cannot be seen, such as of zeros
         return False
     return one.shape == other.shape and bool(((one - other).abs() <= tolerance * (one.abs() + largest)).all())

@@ -194,6 +194,8 @@ def build(
         names = sorted(report["missing_keys"])
         raise CheckpointError(f"the weights in {folder} lack {len(names)} tensors, the first is {names[0]}")
     loaded: PreTrainedModel = model
+    unused: Any = loaded
+    unused.unused_tensors = sorted(report["unexpected_keys"])
     return loaded
 
 

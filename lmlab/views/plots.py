@@ -29,6 +29,7 @@ MOST_LEGEND = 12  # names in a legend; beyond them colours go without
 N_LAYERS = ("n_layers", "num_hidden_layers", "num_layers", "n_layer")  # how families of models name it
 MOST_TOKEN_LABELS = 40  # beyond them an axis of tokens is numbered
 LINES = ("-", "--", ":", "-.")  # of the first runs, one a colour, of the next ones, and so on
+MARKS = ("", "s", "^", "D", "v", "P")  # of the first 24 runs, of the next ones, and so on
 HEAT = ("#ffffff", "#fdd9c4", "#f39a6b", "#d9541e", "#8a2d0c")
 BLUES = ("#ffffff", "#d3e2fa", "#7ba6ea", "#2667d8", "#123a80")
 
@@ -49,7 +50,9 @@ AXIS_TITLES = {"step": "step", "tokens": "tokens seen", "seconds": "time (minute
 # --- curves ---------------------------------------------------------------------------------------------------------
 
 
-def curves(run: History, names: Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
+def curves(
+    run: History, names: str | Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None
+) -> Figure:
     """A run's series over its steps. `loss` and `val_loss` share a panel, with the floor; others get one each.
 
     smoothing: span in steps of the moving average, 1 for none, None for what suits. Raises UsageError on a name that
@@ -60,7 +63,7 @@ def curves(run: History, names: Sequence[str] = ("loss", "val_loss"), *, smoothi
 
 def compare(
     runs: Sequence[History],
-    names: Sequence[str] = ("loss", "val_loss"),
+    names: str | Sequence[str] = ("loss", "val_loss"),
     *,
     axis: str = "step",
     smoothing: float | None = None,
@@ -81,9 +84,10 @@ def compare(
     if len(labels) != len(runs):
         raise UsageError(f"compare: {len(labels)} labels for {len(runs)} runs; give one for each, or none")
     alone = len(runs) == 1
-    panels = _panels(names, shared=alone)
+    panels = _panels([names] if isinstance(names, str) else names, shared=alone)
+    n_lines = -(-len(labels) // legend_columns(labels))
     with style():
-        figure = new_figure(height=0.6 + (3.2 if len(panels) == 1 else 2.5) * len(panels))
+        figure = new_figure(height=0.4 + 0.2 * n_lines + (3.2 if len(panels) == 1 else 2.5) * len(panels))
         rows = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True)[:, 0]
         drawn = [
             [
@@ -117,7 +121,8 @@ def _look(name: str, panel: Sequence[str], run_label: str, colour: int, alone: b
     if alone:
         title = {"loss": "training", "val_loss": "validation"}.get(name, "") if len(panel) > 1 else ""
     turn, colour = divmod(colour, len(LIGHT_SERIES))
-    look = {"colour": LIGHT_SERIES[colour], "line": LINES[turn % len(LINES)]}
+    turns, kind = divmod(turn, len(LINES))
+    look = {"colour": LIGHT_SERIES[colour], "line": LINES[kind], "mark": MARKS[turns % len(MARKS)]}
     return {**look, "title": title or None, "raw": 0.25 if alone else 0.12}
 
 
@@ -131,6 +136,7 @@ def _draw(
     *,
     colour: str,
     line: str,
+    mark: str,
     title: str | None,
     raw: float,
 ) -> tuple[Floats, Floats]:
@@ -142,14 +148,16 @@ def _draw(
         if noise:
             axes.fill_between(x, values - noise / 2, values + noise / 2, color=colour, alpha=0.16, linewidth=0)
         marks: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
-        axes.plot(x, values, color=colour, linestyle=line, linewidth=1.5, marker="o", label=title, **marks)
+        axes.plot(x, values, color=colour, linestyle=line, linewidth=1.5, marker=mark or "o", label=title, **marks)
         reach = (noise or 0.0) / 2
         return np.tile(x, 2), np.concatenate([values - reach, values + reach])
     span = smoothing if smoothing is not None else span_for(int(np.ptp(steps)) if len(steps) else 0)
     calm = values if name == "learning_rate" else smooth(steps, values, span)
     if calm is not values and span > 1:
         axes.plot(x, values, color=colour, linewidth=0.8, alpha=raw)
-    axes.plot(x, calm, color=colour, linestyle=line, linewidth=1.8, label=title)
+    axes.plot(
+        x, calm, color=colour, linestyle=line, linewidth=1.8, marker=mark, markevery=0.1, markersize=4, label=title
+    )
     return x, values
 
 
@@ -195,9 +203,13 @@ def _finish(figure: Figure, rows: Sequence[Axes], axis: str, noise: float | None
         handles.append(Patch(color=DIM, alpha=0.25, linewidth=0))
         titles.append(f"bands that overlap: noise (below {noise:.3f})")
     if handles:
-        longest = max(map(len, titles))
-        columns = 4 if longest < 24 else 2 if longest < 48 else 1
-        figure.legend(handles, titles, loc="outside upper left", ncols=min(len(handles), columns))
+        figure.legend(handles, titles, loc="outside upper left", ncols=min(len(handles), legend_columns(titles)))
+
+
+def legend_columns(titles: Sequence[str]) -> int:
+    """How many entries of a legend stand side by side."""
+    longest = max(map(len, titles), default=0)
+    return 4 if longest < 24 else 2 if longest < 48 else 1
 
 
 # --- inside the model -----------------------------------------------------------------------------------------------

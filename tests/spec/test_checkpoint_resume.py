@@ -82,7 +82,7 @@ def remove_all(checkpoint: Path) -> str:
     """An empty folder."""
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
-    return "step-00000007"
+    return "is no complete checkpoint: its manifest.json is missing"
 
 
 def other_json(checkpoint: Path) -> str:

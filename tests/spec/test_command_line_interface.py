@@ -80,5 +80,6 @@ def test_help_usage_information(own_lab: Lab) -> None:
     assert not own_lab.runs.exists()
 
     check = "import sys; sys.argv = ['main.py', '--help']\nfrom lmlab.cli import main\n"
-    check += "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules"
+    check += "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    check += "else:\n    raise AssertionError('it did not end')"
     subprocess.run([sys.executable, "-c", check], cwd=own_lab.project, check=True, capture_output=True)

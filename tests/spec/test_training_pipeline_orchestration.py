@@ -43,7 +43,8 @@ def test_end_to_end_training_execution(straight: Session, corpus: Path) -> None:
     assert straight.start["model"]["architecture_type"] == "custom-transformer"
 
     final = straight.lab.checkpoint("straight", 12)
-    assert load_file(final / "model.safetensors")
+    weights = load_file(final / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == straight.start["model"]["n_parameters"] > 10_000
     moments = load_file(final / "optimizer.safetensors")
     assert any(tensor.dim() == 2 and tensor.abs().sum() > 0 for tensor in moments.values())
 
