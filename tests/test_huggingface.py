@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3_5ForConditionalGeneration
 from transformers.utils import logging
 
+from lmlab.adapters import head, huggingface
 from lmlab.adapters.attention import Turned
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm
-from lmlab.adapters.head import Shaping
+from lmlab.adapters.head import Joint, Shaping
 from lmlab.adapters.huggingface import (
     CausalLMAdapter,
     QwenAdapter,
@@ -181,6 +182,58 @@ def test_a_state_or_a_position_that_is_passed_along_is_seen_however_little_it_do
     for family in ("qwen2", "llama", "gpt2"):
         folder = tiny_models.make(tmp_path / family, family, initializer_range=deviation)
         assert keeps_documents_apart(load(folder).model), family
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_table_that_is_embedding_and_head_has_the_sum_of_both_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """With a penalty on it besides, with padding, and over two passes whose backward passes come later."""
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", tiny_models.VOCABULARY * 8)
+    folder = tiny_models.make(tmp_path / "model", "qwen2", pad_token_id=3)
+    ours, theirs = load(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    made: list[Joint] = []
+
+    class Kept(Joint):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(huggingface, "Joint", Kept)
+    losses, expected = [], []
+    for seed in (1, 2):
+        inputs_BT, targets_BT = batch(seed)
+        inputs_BT[0, 3] = 3
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses.append(ours.loss(inputs_BT, targets_BT, "sum"))
+            logits_BTV = theirs(input_ids=inputs_BT).logits
+        logits_NV, targets_N = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
+        expected.append(torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum"))
+    for total, table in ((sum(losses), ours.embedding.weight), (sum(expected), theirs.get_input_embeddings().weight)):
+        (total + table.square().sum()).backward()
+    assert [(joint.awaited, joint.gradient_VD) for joint in made] == [(True, None)] * 2
+    tolerance = {"fp32": {"rtol": 1e-4, "atol": 1e-4}, "bf16": {"rtol": 5e-2, "atol": 5e-1}}[precision]
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad, **tolerance)
+
+
+def test_the_gradient_of_a_shared_table_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", tiny_models.VOCABULARY * 8)
+    adapter = load(tiny_models.make(tmp_path / "model", "qwen2"))
+    table, tables = adapter.embedding.weight, 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            nonlocal tables
+            made = operation(*arguments, **(named or {}))
+            is_new = isinstance(made, Tensor) and not operation._schema.name.endswith("_")
+            tables += is_new and made.shape == table.shape and not operation.is_view
+            return made
+
+    loss = adapter.loss(*batch())
+    with Watch():
+        loss.backward()
+    assert tables == 0  # the head made it in the forward pass
+    assert table.grad is not None
 
 
 def test_a_head_that_is_not_understood_gives_the_right_loss_all_the_same(folders: dict[str, Path]) -> None:

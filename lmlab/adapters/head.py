@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MB in fp32
+CHUNK_TOKENS = 256  # of so many in bf16, if 64 MB hold them: each chunk passes over the whole gradient of the head
 LOGITS_IN_CACHE = 1 << 20  # made probabilities at a time on a processor
 WORDS_AT_ONCE = 2048  # whose gradients a processor adds to fp32 sums: few enough for its cache
 
@@ -36,17 +37,53 @@ class Shaping:
 PLAIN = Shaping()
 
 
+class Joint:
+    """The gradient of a table that is both embedding and head, on its way through one backward pass.
+
+    The head leaves its own here, and the lookup, which comes last, adds to the rows of its tokens and hands it on. Autograd
+    by itself would have the lookup make a whole table, zero but for those rows, and add the two up to a third.
+    awaited: whether a lookup will.
+    """
+
+    def __init__(self) -> None:
+        self.gradient_VD: Tensor | None = None
+        self.awaited = False
+
+
+class Lookup(torch.autograd.Function):
+    """The rows of a table for ids, whose gradient goes into a `Joint` where the head has left its own there."""
+
+    @staticmethod
+    def forward(ctx: Any, ids_BT: Tensor, table_VD: Tensor, joint: Joint, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids_BT)
+        ctx.joint, ctx.n_rows, ctx.padding = joint, table_VD.size(0), -1 if padding is None else padding
+        joint.awaited = ctx.needs_input_grad[1]
+        return F.embedding(ids_BT, table_VD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None, None]:
+        (ids_BT,), dx_BTD = ctx.saved_tensors, gradients[0]
+        d_table_VD, ctx.joint.gradient_VD = ctx.joint.gradient_VD, None
+        if d_table_VD is None:
+            dense = torch.ops.aten.embedding_dense_backward(dx_BTD, ids_BT, ctx.n_rows, ctx.padding, False)
+            return None, dense, None, None
+        dx_ND, ids_N = dx_BTD.flatten(0, -2).to(d_table_VD.dtype), ids_BT.flatten()
+        if ctx.padding >= 0:
+            dx_ND = dx_ND.masked_fill((ids_N == ctx.padding)[:, None], 0.0)
+        return None, d_table_VD.index_add_(0, ids_N, dx_ND), None, None
+
+
 class PlainHeadLoss(torch.autograd.Function):
     """Summed cross-entropy of hidden_ND @ weight_VD.T, with the gradients made in the same pass over the logits.
 
     They are known up to one factor as soon as the logits are, so that each chunk's logits are made once and live no
     longer than it: three matrix products where computing the logits again would make four (Hsu et al. 2024). Products
     are in the precision of autocast, sums in fp32. The backward pass scales what was kept in its place, and so can be
-    made once.
+    made once. joint: where a lookup in the same table waits for the gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, joint: Joint | None) -> Tensor:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         inputs_ND, matrix_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
@@ -54,7 +91,7 @@ class PlainHeadLoss(torch.autograd.Function):
         d_hidden_ND = torch.empty_like(inputs_ND)
         d_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         V, N = weight_VD.size(0), inputs_ND.size(0)
-        rows = max(1, CHUNK_ELEMENTS // V)
+        rows = max(1, CHUNK_ELEMENTS // V, min(CHUNK_TOKENS, 4 * CHUNK_ELEMENTS // (V * dtype.itemsize)))
         room_CV = inputs_ND.new_empty(min(rows, N), V)
         for chunk_CD, out_CD, targets_C in zip(
             inputs_ND.split(rows), d_hidden_ND.split(rows), targets_N.split(rows), strict=True
@@ -64,16 +101,18 @@ class PlainHeadLoss(torch.autograd.Function):
             torch.mm(d_logits_CV, matrix_VD, out=out_CD)
             if d_weight_VD is not None:
                 add_product(d_weight_VD, d_logits_CV, chunk_CD)
-        ctx.hidden_dtype = hidden_ND.dtype
+        ctx.hidden_dtype, ctx.joint = hidden_ND.dtype, joint
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         factor = gradients[0]
         d_weight_VD = None if d_weight_VD is None else d_weight_VD.mul_(factor)
-        return (d_hidden_ND * factor).to(ctx.hidden_dtype), d_weight_VD, None
+        if ctx.joint is not None and ctx.joint.awaited:
+            ctx.joint.gradient_VD, d_weight_VD = d_weight_VD, None
+        return (d_hidden_ND * factor).to(ctx.hidden_dtype), d_weight_VD, None, None
 
 
 def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
@@ -138,18 +177,19 @@ def chunked_cross_entropy(
     reduction: str = "mean",
     bias: Tensor | None = None,
     shaping: Shaping = PLAIN,
+    joint: Joint | None = None,
 ) -> Tensor:
     """Next-token loss in nats, fp32, without ever holding the logits of all tokens.
 
     The head and the loss run over chunks of tokens; a head with a bias or a shaping computes them again in the
     backward pass. Targets of -100 are not counted. reduction: "mean" over counted tokens, or "sum". shaping: what
-    happens to the head's product.
+    happens to the head's product. joint: of the lookup of these tokens in the same table, if that is one.
     """
     total = hidden_ND.new_zeros((), dtype=torch.float32)
     rows = max(1, CHUNK_ELEMENTS // weight_VD.size(0))
     in_chunks = hidden_ND.size(0) > rows and torch.is_grad_enabled()
     if in_chunks and bias is None and shaping == PLAIN:
-        total = PlainHeadLoss.apply(hidden_ND, weight_VD, targets_N)
+        total = PlainHeadLoss.apply(hidden_ND, weight_VD, targets_N, joint)
     else:
         for start in range(0, hidden_ND.size(0), rows):
             part = (hidden_ND[start : start + rows], weight_VD, bias, targets_N[start : start + rows], shaping)

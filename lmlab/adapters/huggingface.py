@@ -6,8 +6,10 @@ B batch, T time, D model width, V vocabulary, N tokens of a whole batch, R rows 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,7 +23,7 @@ from lmlab.adapters.attention import turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.decoding import Decoding, can_decode
 from lmlab.adapters.fused import fuse
-from lmlab.adapters.head import PLAIN, Shaping, chunked_cross_entropy
+from lmlab.adapters.head import PLAIN, Joint, Lookup, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.devices import recomputation
 from lmlab.errors import ConfigError
@@ -58,7 +60,16 @@ class CausalLMAdapter(BaseAdapter):
         use_blockwise_attention(model)
         turn_in_one(model)
         fuse(model)
+        self._share_gradient()
         self.train(model.training)
+
+    def _share_gradient(self) -> None:
+        """Let a table that is both embedding and head have one gradient from the start, see `Joint`."""
+        self.joint: list[Joint] = []  # of the pass that is being made
+        table, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if type(table) is nn.Embedding and head is not None and head.weight is table.weight and table.max_norm is None:
+            module: Any = table
+            module.forward = functools.partial(looked_up, table, table.forward, self.joint)
 
     @property
     def embedding(self) -> nn.Module:
@@ -75,11 +86,22 @@ class CausalLMAdapter(BaseAdapter):
         """Next-token loss in nats, fp32, over the targets that are not -100; reduction "mean" or "sum"."""
         targets_N = targets_BT.flatten()
         if shaping := self._shaping():
-            head = self.model.get_output_embeddings()
-            hidden_ND = self._apart(self.model.base_model, inputs_BT).flatten(0, 1)
-            return chunked_cross_entropy(hidden_ND, head.weight, targets_N, reduction, head.bias, shaping)
+            head, joint = self.model.get_output_embeddings(), Joint()
+            with self._joined(joint):
+                hidden_ND = self._apart(self.model.base_model, inputs_BT).flatten(0, 1)
+            return chunked_cross_entropy(hidden_ND, head.weight, targets_N, reduction, head.bias, shaping, joint)
         logits_NV = self._apart(self.model, inputs_BT).flatten(0, 1).float()
         return nn.functional.cross_entropy(logits_NV, targets_N, reduction=reduction)
+
+    @contextlib.contextmanager
+    def _joined(self, joint: Joint) -> Iterator[None]:
+        """The time in which a lookup has its gradient in `joint`, on a processor that does not compile it."""
+        if self.embedding.weight.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.joint.append(joint)
+        try:
+            yield
+        finally:
+            self.joint.clear()
 
     def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
         """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
@@ -285,6 +307,13 @@ def adapter_for(model_type: str) -> type[CausalLMAdapter]:
 def architecture_type_of(model_type: str) -> str:
     """The registry's word for a `model_type` of transformers: `qwen` for the Qwen family, else the type itself."""
     return adapter_for(model_type).architecture_type or model_type
+
+
+def looked_up(table: Any, plain: Any, joint: list[Joint], ids_BT: Tensor) -> Any:
+    """The forward of an embedding: as its own, but for the way of its gradient where a pass has a `Joint`."""
+    if not joint or not torch.is_grad_enabled():
+        return plain(ids_BT)
+    return Lookup.apply(ids_BT, table.weight, joint[0], table.padding_idx)
 
 
 # Documents in one window
