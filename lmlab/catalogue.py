@@ -14,7 +14,7 @@ from typing import Any
 from lmlab.events import Event, number, parse_line
 from lmlab.files import is_there, read_json, tree_size
 from lmlab.registry import Entry, Registry
-from lmlab.words import count, one_line, size
+from lmlab.words import count, one_line, size, text_table
 
 COLUMNS = ("NAME", "TYPE", "PARAMETERS", "SIZE", "ORIGIN", "LICENCE")
 TAIL = 1 << 16  # bytes read from the end of a log: its last evaluation and its end stand there
@@ -63,7 +63,7 @@ def render_list(registry: Registry) -> str:
             f"no models in {registry.models_dir}; get one with `import-model Qwen/Qwen2.5-0.5B`, or make a tiny one "
             "with `import-model builtin:tiny-qwen`"
         )
-    rows, total = [COLUMNS], 0
+    rows, total = [], 0
     for branch, entry in as_tree(entries):
         folder = registry.models_dir / entry.local_path
         used = tree_size(folder) if folder.is_dir() else None
@@ -78,8 +78,7 @@ def render_list(registry: Registry) -> str:
                 one_line(entry.license or "-", 24),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [text_table({name: name for name in COLUMNS}, [dict(zip(COLUMNS, row, strict=True)) for row in rows])]
     lines += [
         f"{one_line(name, 64)}: damaged, {one_line(why)}; run `validate-registry`" for name, why in damaged.items()
     ]

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab import storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig
-from lmlab.corpus import is_storybook, storybook_characters
+from lmlab.corpus import Corpus, LargeCorpus, is_storybook, storybook_characters
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.devices import autocast
 from lmlab.events import parse_line
@@ -138,6 +140,22 @@ def evaluated_tokens(config: TrainingConfig, n_val: int) -> int:
     if config.eval_batches is None:
         return n_val
     return min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
+
+
+def floor_of(
+    corpus: Corpus | LargeCorpus, tokenizer: Tokenizer, val_ids: npt.NDArray[Any], config: TrainingConfig
+) -> tuple[float | None, float | None]:
+    """The entropy in nats of the validation split, and what of it falls on a token that an evaluation counts.
+
+    None of text whose probability is not known, or which the tokenizer cannot give back, such as one without capitals.
+    """
+    whole = corpus.text if isinstance(corpus, Corpus) and corpus.is_storybook else ""
+    text = tokenizer.decode(val_ids) if whole else ""
+    if not text or not whole.endswith(text):
+        return None, None
+    nats = [-log for log in storybook.log_probability_by_character(text)]
+    counted = val_ids[: evaluated_tokens(config, len(val_ids)) + 1]
+    return math.fsum(nats), math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
 
 
 def first_start(log: Path) -> Mapping[str, Any]:

@@ -5,24 +5,23 @@ Reading `build` from top to bottom is reading the pipeline: text, tokens, window
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from lmlab import checkpoint, devices, loading, parallel, provenance, ranks, storybook
+from lmlab import checkpoint, devices, loading, parallel, provenance, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig, find_runs_dir
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.errors import ConfigError, RegistryError, RunError, UsageError
-from lmlab.evaluate import evaluated_tokens, seen_before
+from lmlab.evaluate import evaluated_tokens, floor_of, seen_before
 from lmlab.events import now
 from lmlab.optim import create_optimizer
 from lmlab.record import Record, is_blank
@@ -76,27 +75,38 @@ def build(
     corpus = load_text(data)
     world.agree("text to train on", corpus.sha256)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
-    batches, val, data_facts = load_batches(config, corpus, tokenizer, seed)
+    batches = load_batches(config, corpus, tokenizer, seed)
     adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir)
-    parallel.spread(adapter, config, devices.pick_device())
-    optimizer = create_optimizer(adapter.model, config)
     facts = {
-        "run_id": folder.name,
         "kind": "new" if config.model_name is None else "fine-tune",
         "model": {**adapter.describe(), **origin.pop("model")},
         **origin,
-        **data_facts,
     }
+    return new_trainer(adapter, config, tokenizer, batches, folder=folder, seed=seed, facts=facts)
+
+
+def new_trainer(
+    adapter: BaseAdapter,
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    *,
+    folder: Path,
+    seed: int,
+    facts: Mapping[str, Any],
+) -> Trainer:
+    """The Trainer of a new run: the model on its device, its optimizer, and what log and checkpoints say of it."""
+    parallel.spread(adapter, config, devices.pick_device())
     return Trainer(
         adapter,
-        optimizer,
+        create_optimizer(adapter.model, config),
         config,
-        val_dataloader=val,
+        val_dataloader=batches.val,
         tokenizer=tokenizer,
-        train_dataloader=batches,
+        train_dataloader=batches.train,
         folder=folder,
         seed=seed,
-        facts=facts,
+        facts={"run_id": folder.name, **facts, **batches.facts},
     )
 
 
@@ -114,12 +124,19 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     return folder
 
 
+class Batches(NamedTuple):
+    """Batches of a corpus. val: None where that split holds no target. facts: what log and checkpoints say of the data."""
+
+    train: DataLoader
+    val: DataLoader | None
+    facts: dict[str, Any]
+
+
 def load_batches(
     config: TrainingConfig, corpus: Corpus | LargeCorpus, tokenizer: Tokenizer, seed: int, position: int = 0
-) -> tuple[DataLoader, DataLoader | None, dict[str, Any]]:
-    """Training and validation batches of a corpus, and what the log and checkpoints say of the data.
+) -> Batches:
+    """Training and validation batches of a corpus. position: windows that a resumed run has seen.
 
-    position: windows that a resumed run has seen. Validation is None where its split holds no target.
     Raises DataError where the training split does not fill one window.
     """
     ids = corpus.encode(tokenizer)
@@ -127,19 +144,13 @@ def load_batches(
     windows_per_update = config.batch_size * config.gradient_accumulation_steps
     begin_id = tokenizer.begin_of_text_id
     windows = WindowDataset(train_ids, config.max_seq_len, begin_id)
-    batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
+    train_batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
     val = None
     if len(val_ids) > 1:
         val = DataLoader(WindowDataset(val_ids, config.max_seq_len, begin_id), config.batch_size)
     if val is None and config.eval_cadence is not None:
         raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
-    floor_total = loss_floor = None
-    whole = corpus.text if isinstance(corpus, Corpus) and corpus.is_storybook else ""
-    if whole and val is not None and whole.endswith(text := tokenizer.decode(val_ids)):  # not without capitals, say
-        nats = [-log for log in storybook.log_probability_by_character(text)]
-        counted = val_ids[: evaluated_tokens(config, len(val_ids)) + 1]
-        floor_total = math.fsum(nats)
-        loss_floor = math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
+    floor_total, loss_floor = floor_of(corpus, tokenizer, val_ids, config) if val is not None else (None, None)
     facts = {
         "data": {
             "path": corpus.path,
@@ -152,7 +163,7 @@ def load_batches(
         "floor_total": floor_total,
         "loss_floor": loss_floor,  # of what an evaluation counts
     }
-    return batches, val, facts
+    return Batches(train_batches, val, facts)
 
 
 def run(
@@ -274,7 +285,7 @@ def resume(
         evaluated_tokens(merged, n_val) != evaluated_tokens(saved_config(saved), n_val)
         and merged.eval_cadence is not None
     ):
-        trainer.best_val_loss, trainer.evaluations_without_improvement = math.inf, 0
+        trainer.progress.begin_anew()
         message = (
             "eval_batches reads another part of the text now: val_loss, and the choice of `best`, compare unlike parts"
         )
@@ -294,11 +305,11 @@ def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCor
     """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
     tokenizer = saved.tokenizer()
     position = int(saved.state["data"]["position"])
-    batches, val, data_facts = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
-    facts = {**facts_of(saved.state), "loss_floor": data_facts["loss_floor"]}
+    batches = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
+    facts = {**facts_of(saved.state), "loss_floor": batches.facts["loss_floor"]}
     facts["data"] = {**facts["data"], "path": corpus.path}
     return Trainer.from_checkpoint(
-        saved, val_dataloader=val, config=config, train_dataloader=batches, folder=folder, facts=facts
+        saved, val_dataloader=batches.val, config=config, train_dataloader=batches.train, folder=folder, facts=facts
     )
 
 
@@ -338,32 +349,19 @@ def branch(
     corpus = same_corpus(saved, None) if data is None else load_text(data)
     world.agree("text to train on", corpus.sha256)
     tokenizer = saved.tokenizer()
-    batches, val, data_facts = load_batches(merged, corpus, tokenizer, seed)
+    batches = load_batches(merged, corpus, tokenizer, seed)
     adapter = loading.load_adapter(saved.folder)
     loading.fit(adapter, tokenizer, merged)
-    parallel.spread(adapter, merged, devices.pick_device())
     parent, lineage = parent_of(saved, Registry(models_dir))
     facts = {
-        "run_id": folder.name,
         "kind": "branch",
         "model": saved.state["model"],
         "fine_tuned_from": parent,
         "fine_tuning_started_at": now(),
         "lineage": lineage,
         **promise(name, models_dir),
-        **data_facts,
     }
-    trainer = Trainer(
-        adapter,
-        create_optimizer(adapter.model, merged),
-        merged,
-        val_dataloader=val,
-        tokenizer=tokenizer,
-        train_dataloader=batches,
-        folder=folder,
-        seed=seed,
-        facts=facts,
-    )
+    trainer = new_trainer(adapter, merged, tokenizer, batches, folder=folder, seed=seed, facts=facts)
     return execute(trainer, listeners, models_dir=models_dir, on_ready=on_ready)
 
 

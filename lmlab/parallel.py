@@ -122,9 +122,8 @@ def replicate(adapter: BaseAdapter, world: ranks.World, *, rehearsed: bool = Fal
         return adapter
     engine: Any = nn.parallel.DistributedDataParallel
     known = inspect.signature(engine.__init__).parameters
-    sync = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # its name before torch 2.13
+    # The second is its name before torch 2.13.
+    sync = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in known)
     replica = engine(adapter, gradient_as_bucket_view=True, init_sync=not rehearsed, **{sync: False})  # buffers: alike
     replica.register_comm_hook(None, lambda _, bucket: summed(bucket))
     if not rehearsed:

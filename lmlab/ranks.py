@@ -61,10 +61,6 @@ class World:
         """Whether any rank says yes."""
         return flag if self.alone else bool(self.sum(self._tensor([int(flag)])))
 
-    def barrier(self) -> None:
-        """Wait until everybody has come this far."""
-        self.any(False)
-
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Everybody's tensor in order of ranks, all of one shape and type."""
         if self.alone:

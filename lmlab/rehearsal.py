@@ -26,9 +26,6 @@ from lmlab.errors import UsageError
 from lmlab.optim import create_optimizer, parts
 from lmlab.ranks import World, own_part
 
-SCALAR = (
-    8  # bytes of what every step adds up over the ranks besides: its loss, the norm of the gradient, a wish to stop
-)
 KINDS = {"all_gather": "allgather", "reduce_scatter": "reduce_scatter", "all_reduce": "allreduce"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlab.record import Record
-from lmlab.words import one_line, size
+from lmlab.words import one_line, size, text_table
 
 LONGEST_TITLE = 140  # a run's name and its folder's, of 64 characters each
 COLUMNS = ("run", "status", "step", "loss", "val_loss", "best", "model", "data", "size", "tags")
@@ -35,11 +35,8 @@ def render(runs: Sequence[Record]) -> str:
     """A table of runs in the order given; a sentence where there are none."""
     if not runs:
         return "no runs yet; start one with: python main.py --max-steps 100"
-    lines = [COLUMNS, *(cells({**row(run), "run": run.title}) for run in runs)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    lines = (cells({**row(run), "run": run.title}) for run in runs)
+    return text_table({name: name for name in COLUMNS}, [dict(zip(COLUMNS, line, strict=True)) for line in lines])
 
 
 def cells(values: dict[str, Any]) -> tuple[str, ...]:

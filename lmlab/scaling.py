@@ -81,7 +81,7 @@ def by_position(run: Run, data: str | Path | None = None) -> Positions:
     corpus = load_text(run.start["data"]["path"] if data is None else data)
     if not corpus.is_storybook:
         raise UsageError(f"the floor of {corpus.path} is not known; train on the storybook, the corpus without --data")
-    _, val, _ = lab.load_batches(config, corpus, tokenizer, seed=0)
+    val = lab.load_batches(config, corpus, tokenizer, seed=0).val
     if val is None:
         raise UsageError("there is no validation text to look at; lower train_ratio or give more text")
     return Positions(losses_by_position(adapter, val).numpy(), floors_by_position(tokenizer, val))

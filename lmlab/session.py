@@ -67,7 +67,7 @@ def train(
         if resumed_from is not None:
             found = json.loads(world.first(lambda: step_back(folder, trainer)))
             has_checkpoint = found["saved"]
-            trainer.best_saved_loss = float(found["best_loss"])
+            trainer.progress.best_saved = float(found["best_loss"])
             trainer.recall(found["last"])
         world.first(lambda: write_config(trainer, folder))
         log = log_of(folder, trainer.facts["run_id"], world)

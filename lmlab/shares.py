@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from lmlab.config import TrainingConfig
 from lmlab.memory import FLOAT, HOLES, LIBRARIES, Shape, activation_bytes, copies_checkpoints, optimizer_bytes
 
-BUCKET = (
-    25 << 20
-)  # gradients that DDP sends at a time, beside activations that are still to be used; FSDP's small blocks
+# Gradients that DDP sends at a time, beside activations that are still to be used; and FSDP's small blocks.
+BUCKET = 25 << 20
 
 Group = Sequence[tuple[int, ...]]  # the shapes of weights that are gathered together
 

@@ -70,8 +70,9 @@ def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -
         assert imported is not None
         return imported
     entry = registry.get(name)
-    if entry.model_id not in (None, origin_of(source, None).model_id):
-        raise UsageError(f"{name!r} is a model from {entry.model_id} already; choose another name for {source}")
+    if entry.model_id != origin_of(source, None).model_id:
+        known = f"from {entry.model_id}" if entry.model_id is not None else "that was trained here"
+        raise UsageError(f"{name!r} is a model {known} already; choose another name for {source}")
     return entry
 
 

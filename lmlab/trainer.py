@@ -35,6 +35,7 @@ from lmlab.optim import (
     set_learning_rate,
     set_precision,
 )
+from lmlab.progress import Progress
 from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import Transformer
 
@@ -88,8 +89,7 @@ class Trainer:
         self.random = devices.RandomStream(devices.seeded_random_state(own_seed, self.device), self.device)
         self.step, self.position, self.seed = 0, 0, seed
         self.decay_steps = config.lr_decay_steps or config.max_steps
-        self.best_val_loss, self.evaluations_without_improvement = float("inf"), 0
-        self.best_saved_loss, self.last_evaluation = float("inf"), (-1, float("inf"))  # (step, validation loss)
+        self.progress = Progress()
         self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
         self._beside, self._saving = Beside(self.world), Saving(0, Path(), 0.0)
@@ -211,7 +211,7 @@ class Trainer:
         """Whether `max_steps` are done, or the validation loss stopped falling."""
         patience = self.config.early_stopping_patience
         return self.step >= self.config.max_steps or (
-            patience is not None and self.evaluations_without_improvement >= patience
+            patience is not None and self.progress.without_improvement >= patience
         )
 
     def fit(self, train: Iterable[Batch] | None = None, should_stop: Callable[[], bool] = lambda: False) -> str:
@@ -251,9 +251,7 @@ class Trainer:
                 "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
             )
         if batches is self.train_dataloader and isinstance(batches, DataLoader):
-            batches.position = (
-                self.position
-            )  # whatever else was dealt, to a look at a batch or to a step that was interrupted
+            batches.position = self.position  # whatever was dealt to a look at a batch, or to an interrupted step
         return batches
 
     def _end(self) -> str:
@@ -271,7 +269,9 @@ class Trainer:
             self._await_saving()
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
-            elif self._improves_on_saved() and self.world.leads:  # saved by its cadence, before this evaluation
+            elif (
+                self.progress.claim_best(self.step) and self.world.leads
+            ):  # saved by its cadence, before this evaluation
                 with checkpoint.errors_named(self.folder):
                     checkpoint.set_best(self.folder / "checkpoints", self.step)
         return "completed" if self.finished else "stopped"
@@ -318,19 +318,9 @@ class Trainer:
                 message=f"the validation loss is {floor_total - evaluation.total:.0f} nats in all below the entropy of "
                 "the text: the model has seen the validation text, or later tokens leak into earlier ones",
             )
-        self._note_improvement(evaluation.val_loss)
+        # Only what the cadence asks for counts towards early stopping: others leave the run as it would be.
+        self.progress.note(self.step, evaluation.val_loss, counts=due(self.step, self.config.eval_cadence))
         return evaluation
-
-    def _note_improvement(self, val_loss: float) -> None:
-        """Count towards early stopping what the cadence asks for; other evaluations leave the run as it would be."""
-        again = self.last_evaluation[0] == self.step
-        self.last_evaluation = (self.step, val_loss)
-        if again or not due(self.step, self.config.eval_cadence):
-            return
-        if val_loss < self.best_val_loss:
-            self.best_val_loss, self.evaluations_without_improvement = val_loss, 0
-        elif self.step > 0:
-            self.evaluations_without_improvement += 1
 
     def sample(self) -> str | None:
         """Text that continues `sampling_prompt`, logged; None where there is no tokenizer to say it with."""
@@ -371,13 +361,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What `state.json` holds: all that is not a tensor and that a resumed run needs."""
         facts = {name: value for name, value in self.facts.items() if name != "warned"}
-        return {
+        own = {
             "version": 1,
             "step": self.step,
             "config": self.config.to_dict(),
             "seed": self.seed,
-            **facts,
-            "data": {**facts.get("data", {}), "position": self.position},
             "threads": torch.get_num_threads(),
             "world_size": self.world.size,
             "device": self.device.type,
@@ -385,10 +373,10 @@ class Trainer:
             "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
             "begin_of_text_id": self.tokenizer.begin_of_text_id if self.tokenizer is not None else None,
             "decay_steps": self.decay_steps,
-            "best_val_loss": finite_or_none(self.best_val_loss),
-            "best_saved_loss": finite_or_none(self.best_saved_loss),
-            "evaluations_without_improvement": self.evaluations_without_improvement,
+            **self.progress.to_state(),
         }
+        assert own.keys() == OWN_STATE, "a new key is to be listed there, too"
+        return {**facts, **own, "data": {**facts.get("data", {}), "position": self.position}}
 
     def save_checkpoint(self, folder: Path | str | None = None, tokenizer: Tokenizer | None = None) -> Path:
         """Save everything and return the folder: the run's `checkpoints/step-NNNNNNNN` where none is given.
@@ -424,7 +412,7 @@ class Trainer:
         self._saving = Saving(step, folder or checkpoint.step_folder(checkpoints, step), started)
         if in_run and self.before_saving is not None:
             self.before_saving()
-        is_best = in_run and self._improves_on_saved()
+        is_best = in_run and self.progress.claim_best(step)
         contents = checkpoint.collect(
             self.model.tensors(),
             optimizer_tensors(self.optimizer, self.model.model),
@@ -460,14 +448,6 @@ class Trainer:
     def _tell_saved(self) -> None:
         step, folder, started = self._saving
         self.tell("checkpoint", step=step, path=str(folder), seconds=round(time.perf_counter() - started, 3))
-
-    def _improves_on_saved(self) -> bool:
-        """Whether this step was evaluated lower than any checkpoint of the run; that is then the loss to beat."""
-        step, val_loss = self.last_evaluation
-        improves = step == self.step and val_loss < self.best_saved_loss
-        if improves:
-            self.best_saved_loss = val_loss
-        return improves
 
     @classmethod
     def from_checkpoint(
@@ -520,9 +500,7 @@ class Trainer:
             self._use_precision(state["precision"])  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
-        self.best_val_loss = infinite_if_none(state["best_val_loss"])
-        self.best_saved_loss = infinite_if_none(state["best_saved_loss"])
-        self.evaluations_without_improvement = int(state["evaluations_without_improvement"])
+        self.progress = Progress.from_state(state)
         self._last = {"eval": self.step, "sample": self.step, "checkpoint": self.step}
 
     def recall(self, last: dict[str, Any]) -> None:
@@ -548,13 +526,3 @@ def facts_of(state: dict[str, Any]) -> dict[str, Any]:
 def due(step: int, cadence: int | None) -> bool:
     """Whether a cadence acts after update `step`; None never does."""
     return cadence is not None and step % cadence == 0
-
-
-def finite_or_none(value: float) -> float | None:
-    """JSON's null for an infinity."""
-    return None if value == float("inf") else value
-
-
-def infinite_if_none(value: float | None) -> float:
-    """The inverse of `finite_or_none`."""
-    return float("inf") if value is None else float(value)

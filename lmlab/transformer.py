@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lmlab import devices
@@ -151,11 +152,11 @@ class BlockCausalAttention(torch.autograd.Function):
         return y_BHTK
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BHTK, k_BGTK, v_BGTK, *kept = ctx.saved_tensors
-        dq_BHTK, dk_BGTK, dv_BGTK = (
-            x.new_empty(x.shape) for x in (q_BHTK, k_BGTK, v_BGTK)
-        )  # contiguous, as x may not be
+        # Contiguous, as x may not be.
+        dq_BHTK, dk_BGTK, dv_BGTK = (x.new_empty(x.shape) for x in (q_BHTK, k_BGTK, v_BGTK))
         k_NTK, v_NTK, dk_NTK, dv_NTK = (x.flatten(0, 1) for x in (k_BGTK, v_BGTK, dk_BGTK, dv_BGTK))
         for block in reversed(range(len(kept))):  # the last block reaches all keys, the others add to what it wrote
             probabilities_NRS, start, adds = kept[block], block * ATTENTION_BLOCK, block < len(kept) - 1
@@ -240,6 +241,7 @@ class Heads(torch.autograd.Function):
         return q_BHTK, k_BHTK, qkv_3BHTK[2]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         qkv_BTE, table_2TK, *moments = ctx.saved_tensors
         d_qkv_BTE = torch.empty_like(qkv_BTE)
@@ -299,6 +301,7 @@ class SquaredReLUFeedForward(torch.autograd.Function):
         return (squares_NF @ output_DF.to(dtype).mT).view(x_BTD.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_ND, positive_NF, input_FD, output_DF = ctx.saved_tensors
         dy_ND = gradients[0].flatten(0, -2).to(x_ND.dtype)

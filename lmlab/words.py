@@ -96,13 +96,19 @@ def plain(value: Any) -> str:
 
 def one_line(value: Any, longest: int = 200) -> str:
     """Any value as one line that is safe to print: white space becomes single blanks, control characters `?`."""
-    line = " ".join(str(value)[: 4 * longest].split())
-    return clip("".join("?" if unicodedata.category(c).startswith("C") else c for c in line), longest)
+    return cell(" ".join(str(value)[: 4 * longest].split()), longest)
+
+
+def cell(value: Any, longest: int = 200) -> str:
+    """`one_line` that keeps runs of blanks, such as the indentation of a tree."""
+    line = str(value)[: 4 * longest]
+    safe = (" " if c.isspace() else "?" if unicodedata.category(c).startswith("C") else c for c in line)
+    return clip("".join(safe), longest)
 
 
 def text_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, str]], numbers: Sequence[str] = ()) -> str:
     """A table in plain text. columns: key to heading; rows: key to a cell's text; numbers: the keys set flush right."""
-    lines = [columns, *({key: one_line(row.get(key, DASH)) for key in columns} for row in rows)]
+    lines = [columns, *({key: cell(row.get(key, DASH)) for key in columns} for row in rows)]
     widths = {key: max(len(line[key]) for line in lines) for key in columns}
     return "\n".join(
         "  ".join(

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "files", "devices", "gguf_header", "modes", "plain_yaml", "problems", "ranks", "words"},
     {
+        "progress",
         "storybook",
         "storybook_grammar",
         "storybook_words",

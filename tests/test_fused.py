@@ -217,3 +217,13 @@ def test_a_feed_forward_of_zeros_shows_nothing_and_is_left_alone(tmp_path: Path)
     for layer in model.model.layers:
         nn.init.zeros_(layer.mlp.down_proj.weight)
     assert fuse(model) == 0
+
+
+def test_a_second_derivative_is_refused_where_it_would_be_wrong(tmp_path: Path) -> None:
+    model = plain(tiny_models.make(tmp_path / "model", "llama"))
+    fuse(model)
+    ids_BT = torch.arange(12)[None]
+    weight = model.model.layers[0].mlp.up_proj.weight
+    (gradient,) = torch.autograd.grad(model(input_ids=ids_BT, labels=ids_BT).loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(gradient.square().sum(), weight)

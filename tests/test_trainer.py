@@ -397,8 +397,8 @@ def test_the_evaluation_at_the_end_does_not_count_towards_stopping(tmp_path: Pat
     """Else a run that is made longer would not be the one that was long from the start."""
     trainer, _ = judged([3.0, 2.0, 1.0], tmp_path, max_steps=3, early_stopping_patience=5)
     trainer.fit(loader())
-    assert trainer.best_val_loss == 2.0
-    assert trainer.evaluations_without_improvement == 0
+    assert trainer.progress.best == 2.0
+    assert trainer.progress.without_improvement == 0
 
 
 def best_step(tmp_path: Path) -> str:
@@ -487,7 +487,7 @@ def test_a_trainer_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
     assert (back.step, back.position, back.seed, back.decay_steps) == (5, 20, 5, 10)
     assert back.facts == {"run_id": "r-1", "data": {"path": "x"}, "note": [1]}
     assert back.config == settings
-    assert back.best_val_loss == trainer.best_val_loss
+    assert back.progress.best == trainer.progress.best
     assert back.state() == trainer.state()
     assert torch.get_num_threads() == back.state()["threads"]
     expected = [trainer.training_step(batch) for batch, _ in zip(loader(4, 20), range(4), strict=False)]
@@ -586,10 +586,10 @@ def test_an_evaluation_that_is_asked_for_again_counts_once() -> None:
     batches = iter(loader())
     for _ in range(2):
         trainer.training_step(next(batches))
-    counted = trainer.evaluations_without_improvement
+    counted = trainer.progress.without_improvement
     trainer.evaluate()
     trainer.evaluate()
-    assert trainer.evaluations_without_improvement == counted
+    assert trainer.progress.without_improvement == counted
 
 
 def test_the_norm_of_a_large_gradient_is_exact() -> None:

@@ -844,3 +844,17 @@ def test_drawing_leaves_the_users_settings_alone(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_models_of_a_notebook_stand_in_their_tree():
+    facts = {"model_id": None, "source": "custom", "architecture_type": "custom-transformer", "files": {}}
+
+    def entry(name, parent):
+        return Entry(
+            model_name=name, local_path=name, n_parameters=1, size_bytes=1, created_at="2026-01-01T00:00:00Z",
+            fine_tuned_from=parent, **facts,
+        )  # fmt: skip
+
+    models = cards.Models([entry("parent", None), entry("child", "parent"), entry("grandchild", "child")])
+    lines = repr(models).splitlines()
+    assert [line.index(name) for line, name in zip(lines[1:4], ("parent", "child", "grandchild"), strict=True)] == [0, 3, 6]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lmlab.devices import product_type
 from lmlab.modes import in_mode
@@ -36,6 +37,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
         return (x * factor).mul_(weight_D).to(product_type(x))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, factor = ctx.saved_tensors
         dy, x_float, weight_float_D = gradients[0].float(), x.float(), weight_D.float()
@@ -59,6 +61,7 @@ class GatedFeedForward(torch.autograd.Function):
         return (F.silu(gated_NF).mul_(raised_NF) @ down_DF.to(dtype).mT).view(*shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF = ctx.saved_tensors
         dtype = x_ND.dtype

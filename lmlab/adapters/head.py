@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
@@ -61,6 +62,7 @@ class Lookup(torch.autograd.Function):
         return F.embedding(ids_BT, table_VD)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None, None]:
         (ids_BT,), dx_BTD = ctx.saved_tensors, gradients[0]
         d_table_VD, ctx.joint.gradient_VD = ctx.joint.gradient_VD, None
@@ -106,6 +108,7 @@ class PlainHeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         factor = gradients[0]
