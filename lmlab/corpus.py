@@ -109,7 +109,9 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
             return load_large(path, files)
         pieces = list(read_pieces(path))
     except FileNotFoundError as error:
-        raise DataError(f"no data at {path}: give --data a text file, a folder of .txt, or leave it out") from error
+        raise DataError(
+            f"no data at {path}: give --data a text file, a .jsonl or a folder of .txt, or leave it out"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {describe_os_error(error)}") from error
     documents = ["".join(p.text for p in parts) for _, parts in itertools.groupby(pieces, lambda p: p.document)]
@@ -230,7 +232,7 @@ def read_pieces(path: Path) -> Iterator[Piece]:
             start += len(text)
         n_documents += start > 0
     if n_documents == 0 and path.is_dir():
-        raise DataError(f"the folder {path} holds no .txt file with text in it")
+        raise DataError(f"the folder {path} holds no .txt file with text in it; give one file, or name them so")
     if n_documents == 0:
         what = "no line holds any text" if path.suffix == ".jsonl" else "give a file with text in it"
         raise DataError(f"{path} is empty: {what}")

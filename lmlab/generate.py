@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lmlab.config import TrainingConfig
 from lmlab.errors import DivergedError
 from lmlab.modes import in_mode
 
@@ -41,6 +42,17 @@ class SamplingSettings:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+
+    @classmethod
+    def from_config(cls, config: TrainingConfig) -> SamplingSettings:
+        """The `sampling_…` fields of a config."""
+        return cls(
+            max_new_tokens=config.sampling_max_length,
+            temperature=config.sampling_temperature,
+            top_k=config.sampling_top_k,
+            top_p=config.sampling_top_p,
+            seed=config.sampling_seed,
+        )
 
 
 def candidates(logits_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:

@@ -173,7 +173,7 @@ class Registry:
         models = self._read()
         if name not in models:
             known = (
-                f"are: {', '.join(map(one_line, models))}"
+                f"are: {', '.join(map(one_line, models))}; `import-model SOURCE --name NAME` gets another"
                 if models
                 else "are none yet; get one with `import-model SOURCE`"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +18,6 @@ from lmlab.loading import load_model_and_tokenizer
 from lmlab.registry import Registry
 from lmlab.resuming import find_checkpoint, saved_config
 from lmlab.tokenizers import Tokenizer
-
-
-def sampling_settings(config: TrainingConfig) -> SamplingSettings:
-    """The `sampling_…` fields of a config."""
-    return SamplingSettings(
-        max_new_tokens=config.sampling_max_length,
-        temperature=config.sampling_temperature,
-        top_k=config.sampling_top_k,
-        top_p=config.sampling_top_p,
-        seed=config.sampling_seed,
-    )
 
 
 def write(
@@ -76,6 +65,14 @@ class Writer(NamedTuple):
     config: TrainingConfig
 
 
+def sampled_with(config: TrainingConfig, overrides: Mapping[str, Any]) -> TrainingConfig:
+    """A config with other `sampling_…` fields. Raises UsageError on fields that change no sample, and ConfigError."""
+    others = [name for name in overrides if not name.startswith("sampling_") and name != "precision"]
+    if others:
+        raise UsageError(f"{others[0]} does not change a sample; set one of the sampling_… fields")
+    return config.updated(**overrides)
+
+
 def load_writer(
     where: Run | str | Path, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None
 ) -> Writer:
@@ -107,10 +104,8 @@ def write_samples(
     """
     if n < 1:
         raise UsageError(f"{n} samples cannot be drawn; ask for 1 or more")
-    others = [name for name in overrides if not name.startswith("sampling_") and name != "precision"]
-    if others:
-        raise UsageError(f"{others[0]} does not change a sample; set one of the sampling_… fields")
+    sampled_with(TrainingConfig(), overrides)  # before a model is loaded
     adapter, tokenizer, config = load_writer(where, runs_dir=runs_dir, models_dir=models_dir)
-    config = config.updated(**overrides)
+    config = sampled_with(config, overrides)
     text = prompt if prompt is not None else config.sampling_prompt
-    return write(adapter, tokenizer, text, n, sampling_settings(config), precision=config.precision)
+    return write(adapter, tokenizer, text, n, SamplingSettings.from_config(config), precision=config.precision)

@@ -19,12 +19,13 @@ from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import find_runs_dir
 from lmlab.errors import ConfigError, DivergedError, OutOfMemory, UsageError
 from lmlab.evaluate import token_losses
+from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.lab import Run
 from lmlab.modes import in_mode
 from lmlab.record import find_runs
 from lmlab.registry import Entry, Registry
-from lmlab.sampling import load_writer, sampling_settings, write
+from lmlab.sampling import load_writer, sampled_with, write
 from lmlab.session import Ending
 from lmlab.sources import origin_of
 from lmlab.tokenizers import Tokenizer
@@ -243,8 +244,8 @@ def samples(
     texts, prompts = {}, [prompts] if isinstance(prompts, str) else prompts
     for label, source in by_label(runs).items():
         adapter, tokenizer, config = load_writer(source, models_dir=models_dir)
-        config = config.updated(**overrides)
-        settings = sampling_settings(config)
+        config = sampled_with(config, overrides)
+        settings = SamplingSettings.from_config(config)
         texts[label] = [
             write(adapter, tokenizer, prompt, 1, settings, precision=config.precision)[0] for prompt in prompts
         ]
@@ -280,7 +281,10 @@ def microscope(
             models = {f"{label}, {oldest.name}": source.load(oldest), f"{label}, newest": models[label]}
         for title, (adapter, own) in models.items():
             if tokenizer is not None and own.identifier != tokenizer.identifier:
-                raise UsageError(f"the tokenizers {tokenizer.identifier} and {own.identifier} cut text differently")
+                raise UsageError(
+                    f"the tokenizers {tokenizer.identifier} and {own.identifier} cut text differently; look at one model "
+                    "at a time"
+                )
             tokenizer, ids = own, own.begun(own.encode(text)).tolist()
             readings[title] = losses_of(adapter, ids)
     if tokenizer is None:

@@ -38,7 +38,7 @@ def target_for(device_name: str | None, config: TrainingConfig, world_size: int)
         return Target(device.type, device.type, precision, parallel.memory_for_each(device, world_size), None)
     if device_name not in devices.ACCELERATORS:
         known = ", ".join(devices.ACCELERATORS)
-        raise UsageError(f"--device {device_name}: no such device is known; there are {known}")
+        raise UsageError(f"--device {device_name}: no such device is known; take the one nearest in memory of {known}")
     teraflops, gigabytes = devices.ACCELERATORS[device_name]
     precision = "bf16" if config.precision == "auto" else config.precision
     return Target(device_name, "cuda", precision, gigabytes * 10**9, teraflops if precision == "bf16" else None)

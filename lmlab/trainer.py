@@ -94,6 +94,7 @@ class Trainer:
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
         self._beside, self._saving = Beside(self.world), Saving(0, Path(), 0.0)
         self._n_val_bytes: int | None = None
+        self._warned_of_prompt = False
         self._flops_per_token = functools.cache(self.model.flops_per_token)  # every step asks, of the same context
         if config.activation_checkpointing:
             self.model.enable_activation_checkpointing()
@@ -181,7 +182,7 @@ class Trainer:
                 shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
                 raise DivergedError(
                     f"the {name} of step {self.step + 1} is {value}, with the windows at tokens {shown}; the update was "
-                    "not made. Lower learning_rate, set grad_clip, or resume from the last checkpoint"
+                    "not made. Lower learning_rate, or set grad_clip"
                 )
 
     def _utilization(self, tokens_per_second: float, context: int) -> float:
@@ -327,13 +328,7 @@ class Trainer:
         if self.tokenizer is None:
             return None
         prompt, ids = self._prompt(self.tokenizer)
-        settings = SamplingSettings(
-            self.config.sampling_max_length,
-            self.config.sampling_temperature,
-            self.config.sampling_top_k,
-            self.config.sampling_top_p,
-            self.config.sampling_seed,
-        )
+        settings = SamplingSettings.from_config(self.config)
         with devices.autocast(self.precision, self.device):
             begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
             ids_BT = self.model.generate(begun[None].to(self.device), settings)
@@ -347,9 +342,9 @@ class Trainer:
         try:
             ids = torch.from_numpy(tokenizer.encode(prompt)).long()
         except TokenizerError as error:
-            if "warned" not in self.facts:
+            if not self._warned_of_prompt:
                 self.tell("warning", message=f"sampling_prompt cannot be encoded ({error}); samples begin elsewhere")
-            self.facts = {**self.facts, "warned": True}
+            self._warned_of_prompt = True
             ids = torch.empty(0, dtype=torch.int64)
         if len(ids):
             return prompt, ids
@@ -360,7 +355,6 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What `state.json` holds: all that is not a tensor and that a resumed run needs."""
-        facts = {name: value for name, value in self.facts.items() if name != "warned"}
         own = {
             "version": 1,
             "step": self.step,
@@ -376,7 +370,7 @@ class Trainer:
             **self.progress.to_state(),
         }
         assert own.keys() == OWN_STATE, "a new key is to be listed there, too"
-        return {**facts, **own, "data": {**facts.get("data", {}), "position": self.position}}
+        return {**self.facts, **own, "data": {**self.facts.get("data", {}), "position": self.position}}
 
     def save_checkpoint(self, folder: Path | str | None = None, tokenizer: Tokenizer | None = None) -> Path:
         """Save everything and return the folder: the run's `checkpoints/step-NNNNNNNN` where none is given.

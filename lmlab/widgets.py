@@ -14,12 +14,13 @@ from lmlab.catalogue import as_tree, render_info
 from lmlab.comparison import distinct
 from lmlab.config import find_runs_dir
 from lmlab.faces import Face
+from lmlab.generate import SamplingSettings
 from lmlab.history import AXES
 from lmlab.lab import Run
 from lmlab.record import Record, find_runs
 from lmlab.registry import Registry
 from lmlab.runs_table import LONGEST_TITLE
-from lmlab.sampling import load_writer, sampling_settings, write
+from lmlab.sampling import load_writer, write
 from lmlab.study import Source, compare
 from lmlab.views.html import element, escape, head, page, quote
 from lmlab.views.live import Pace
@@ -169,9 +170,8 @@ class PromptBox(Face):
 
         self.button.disabled = True
         try:
-            [self.text] = write(
-                adapter, tokenizer, prompt, 1, sampling_settings(config), precision=config.precision, on_token=show
-            )
+            settings = SamplingSettings.from_config(config)
+            [self.text] = write(adapter, tokenizer, prompt, 1, settings, precision=config.precision, on_token=show)
         finally:
             self.button.disabled = False
         self._show(prompt, self.text)

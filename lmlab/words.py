@@ -39,9 +39,11 @@ def size(n_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span by its two largest units: 0.4 s, 12 s, 3 min 05 s, 2 h 07 min, 4 d 11 h."""
+    """A time span by its two largest units: 2 ms, 0.4 s, 12 s, 3 min 05 s, 2 h 07 min, 4 d 11 h."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
+    if 0 < seconds < 0.05:
+        return f"{three_digits(seconds * 1e3)} ms"
     if seconds < 9.95:
         return f"{three_digits(round(seconds, 1))} s"
     whole = round(seconds)

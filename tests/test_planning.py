@@ -63,7 +63,7 @@ def test_the_plan_is_one_line_with_what_the_run_takes(tiny: dict[str, Any], corp
     line = str(plan)
     assert "\n" not in line
     assert line.startswith("plan: ")
-    for part in ("k parameters, 384 tokens (0.0 epochs), about ", " MB of memory, ", " s, ", " on disk"):
+    for part in ("k parameters, 384 tokens (0.0 epochs), about ", " MB of memory, ", " ms, ", " on disk"):
         assert part in line
 
 

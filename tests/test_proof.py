@@ -90,7 +90,9 @@ def test_batches_in_another_order_are_found(
 ) -> None:
     real = lab.load_batches
     monkeypatch.setattr(
-        lab, "load_batches", lambda config, data, tokenizer, seed, position=0: real(config, data, tokenizer, seed + position)
+        lab,
+        "load_batches",
+        lambda config, data, tokenizer, seed, position=0: real(config, data, tokenizer, seed + position),
     )
     proof = verify_resume(config(tiny), corpus, steps=4)
     assert proof.difference is not None

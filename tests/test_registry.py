@@ -106,7 +106,7 @@ def test_a_missing_model_is_named_with_those_that_exist(tmp_path: Path) -> None:
 
 def test_a_name_that_is_none_stays_on_its_line(tmp_path: Path) -> None:
     (tmp_path / "registry.json").write_text('{"version": 1, "models": {"a\\nb\\u001b[31m": 3}}')
-    with pytest.raises(ModelNotFound, match=r"there are: a b\?\[31m$"):
+    with pytest.raises(ModelNotFound, match=r"there are: a b\?\[31m; `import-model SOURCE --name NAME` gets another$"):
         Registry(tmp_path).get("tiny")
 
 

@@ -15,7 +15,7 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.errors import LabError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.loading import load_model_and_tokenizer
-from lmlab.sampling import sampling_settings, until_end, write, write_samples
+from lmlab.sampling import until_end, write, write_samples
 from lmlab.tokenizers import CharTokenizer
 from lmlab.transformer import Transformer
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_written_is_said(run: lab.Run) -> None:
 
 def test_the_settings_come_from_the_config(run: lab.Run) -> None:
     config = lab.read_config(None, sampling_max_length=5, sampling_temperature=0.5, sampling_top_k=3, sampling_seed=9)
-    assert sampling_settings(config) == SamplingSettings(5, 0.5, 3, None, 9)
+    assert SamplingSettings.from_config(config) == SamplingSettings(5, 0.5, 3, None, 9)
 
 
 def test_every_token_of_the_first_text_is_told_and_the_model_stays_as_it_was() -> None:

@@ -222,7 +222,12 @@ def test_processes_that_do_not_divide_the_batch_are_a_warning(tmp_path: Path, co
         ({}, (1, "ddp"), UsageError, "--world-size 1: processes that train together are 2 to "),
         ({}, (-3, None), UsageError, "--world-size -3: "),
         ({}, (10**6, None), UsageError, "--world-size 1000000: "),
-        ({}, (2, "ddp", "H1000"), UsageError, "--device H1000: no such device is known; there are B200, "),
+        (
+            {},
+            (2, "ddp", "H1000"),
+            UsageError,
+            "--device H1000: no such device is known; take the one nearest in memory of B200, ",
+        ),
         ({}, (None, "ddp"), UsageError, "give --world-size, too"),
         ({}, (None, None, "H100"), UsageError, "give --world-size, too"),
     ],

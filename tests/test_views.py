@@ -857,4 +857,8 @@ def test_the_models_of_a_notebook_stand_in_their_tree():
 
     models = cards.Models([entry("parent", None), entry("child", "parent"), entry("grandchild", "child")])
     lines = repr(models).splitlines()
-    assert [line.index(name) for line, name in zip(lines[1:4], ("parent", "child", "grandchild"), strict=True)] == [0, 3, 6]
+    assert [line.index(name) for line, name in zip(lines[1:4], ("parent", "child", "grandchild"), strict=True)] == [
+        0,
+        3,
+        6,
+    ]

@@ -18,6 +18,8 @@ from lmlab.errors import CheckpointError, ConfigError
 from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
 from lmlab.transformer import Attention, Cache, Transformer, attention_probabilities
 
+REQUIRED = {"n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len"}  # besides the vocabulary's size
+
 
 class CustomTransformerAdapter(BaseAdapter):
     """Wraps a `Transformer`."""
@@ -152,6 +154,9 @@ def load_architecture(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("vocab_size"), int):
         raise CheckpointError(f"{path} is damaged: it holds no architecture")
     arguments = {name: value for name, value in values.items() if name != "model_type"}
+    missing = sorted(REQUIRED - arguments.keys())
+    if missing:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}")
     try:
         TrainingConfig.from_dict({k: v for k, v in arguments.items() if k != "vocab_size"}, source=str(path))
     except ConfigError as error:

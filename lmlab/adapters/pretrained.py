@@ -189,7 +189,8 @@ def build(
                 output_loading_info=True,
             )
     except Exception as error:  # shapes that differ raise RuntimeError, others what a conversion raises
-        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {one_line(error)}") from error
+        reason = other_shape(config, tensors) or one_line(error)
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {reason}") from error
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise CheckpointError(f"the weights in {folder} lack {len(names)} tensors, the first is {names[0]}")
@@ -197,6 +198,16 @@ def build(
     unused: Any = loaded
     unused.unused_tensors = sorted(report["unexpected_keys"])
     return loaded
+
+
+def other_shape(config: PreTrainedConfig, tensors: dict[str, Tensor]) -> str | None:
+    """The first stored tensor whose shape is another than the model's of that name; None where there is none."""
+    with quiet(), torch.device("meta"):
+        expected = model_class(config)(config).state_dict()
+    for name, tensor in tensors.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            return f"{name} has shape {tuple(tensor.shape)}, and is to have {tuple(expected[name].shape)}"
+    return None
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
