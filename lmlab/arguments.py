@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
         from lmlab.config import TrainingConfig
 
         name = flag[2:].replace("-", "_")
-        if "--set" in self._option_string_actions and name in TrainingConfig.model_fields:
+        known = TrainingConfig.model_fields if "--data" in self._option_string_actions else ()  # not of a sample
+        if "--set" in self._option_string_actions and name in known:
             return f"; a field of the config is set with --set {name}=VALUE"
         return nearest(flag, self._option_string_actions)
 

@@ -16,8 +16,13 @@ class Beside:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._thread: tuple[ThreadPoolExecutor, World] | None = None  # made when first needed
+        self._thread: tuple[ThreadPoolExecutor, World] | None = None
         self._work: Future[object] | None = None
+
+    def prepare(self) -> None:
+        """Make what work needs now, so that what stands in its way is known before it is begun."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmlab"), self._world.aside()
 
     @property
     def busy(self) -> bool:
@@ -27,8 +32,8 @@ class Beside:
     def begin(self, work: Callable[[World], object]) -> None:
         """Begin work, which is given the world that it may talk in. What was begun before must have been waited for."""
         assert self._work is None
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmlab"), self._world.aside()
+        self.prepare()
+        assert self._thread is not None
         executor, world = self._thread
         self._work = executor.submit(_done, work, world)
 

@@ -63,7 +63,9 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with, as it was used there. Raises TokenizerError."""
         tokenizer = Tokenizer.load(self.folder / "tokenizer")
-        tokenizer.begin_of_text_id = self.state.get("begin_of_text_id")  # older versions went without one
+        data = self.state.get("data")
+        older = data.get("begin_of_text_id") if isinstance(data, dict) else None  # before it had a place of its own
+        tokenizer.begin_of_text_id = self.state.get("begin_of_text_id", older)  # and still older ones went without
         return tokenizer
 
 
@@ -265,9 +267,8 @@ def verify(folder: Path | str) -> None:
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
     found = {name for name in files_below(folder) if name in listed or not is_hidden(PurePath(name))}
-    found |= {
-        name for name in files_below(folder) if name.endswith(".jinja")
-    }  # which transformers reads, hidden or not
+    # Of these, transformers reads hidden ones, too.
+    found |= {name for name in files_below(folder) if PurePath(name).parent.name == "additional_chat_templates"}
     for name in sorted(listed.keys() | found):
         if name not in listed:
             raise CheckpointError(f"{folder / name} is not in the checkpoint's manifest; remove it, or use another one")

@@ -98,7 +98,7 @@ def refuse_ranks(command: str) -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The config fields named on the command line. `--max-steps` and `--model-name` win over `--set`."""
+    """The config fields named on the command line. `--max-steps` wins over `--set max_steps=…`."""
     from lmlab.config import parse_override
 
     named = dict(parse_override(text) for text in options.set or [])
@@ -138,7 +138,7 @@ def train(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile: what importing makes stays, and looking through it takes a tenth of the start."""
+    """Without the collector of cyclic garbage: what imports make stays, and looking through it is a tenth of the start."""
     enabled = gc.isenabled()
     gc.disable()
     try:

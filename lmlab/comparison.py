@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from lmlab.config import TrainingConfig
 from lmlab.errors import UsageError
 from lmlab.history import History, as_mapping
 
@@ -127,7 +128,9 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
 
 def settings_of(history: History) -> dict[str, Any]:
     """A run's config as it was followed: with the seed that was drawn, and the step at which a falling rate ends."""
-    settings, start = dict(history.config), history.start
+    start = history.start
+    defaults = TrainingConfig().to_dict() if history.config else {}  # older runs lack newer fields
+    settings = {**defaults, **history.config}
     if start.get("seed") is not None:
         settings["seed"] = start["seed"]
     if settings.get("lr_schedule", "constant") != "constant":

@@ -398,9 +398,17 @@ def parse_override(text: str) -> tuple[str, Any]:
 def home() -> Path:
     """The project's folder: `LMLAB_HOME`, else the nearest one from here upwards that holds `configs/`, else here."""
     if os.environ.get("LMLAB_HOME"):
-        return Path(os.environ["LMLAB_HOME"]).expanduser()
+        return expanded(os.environ["LMLAB_HOME"])
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "configs").is_dir()), here)
+
+
+def expanded(path: Path | str) -> Path:
+    """A path whose `~` stands for a home folder; as it is, where there is none of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
@@ -413,7 +421,11 @@ def find_folder(named: Path | str | None, variable: str, default: str) -> Path:
     under `home()`. Raises UsageError where `named` is empty."""
     if named is None:
         named = os.environ.get(variable) or None
-    return (find_file(named) if named is not None else home() / default).absolute()
+    if named is None:
+        return (home() / default).absolute()
+    found = find_file(named)
+    new = bool(os.environ.get("LMLAB_HOME")) and not found.is_absolute() and not os.path.lexists(found)
+    return (home() / found if new else found).absolute()
 
 
 def find_file(path: Path | str) -> Path:
@@ -421,7 +433,7 @@ def find_file(path: Path | str) -> Path:
     exists. `path` as it is where none does. An absolute path stays as it is. Raises UsageError where it is empty."""
     if path == "":  # an unset variable of a script: not the current folder
         raise UsageError("an empty path names nothing; name a file or a folder, or leave it out")
-    path = Path(path).expanduser()
+    path = expanded(path)
     candidates = [path, home() / path]
     if os.environ.get("LMLAB_HOME"):
         candidates.reverse()

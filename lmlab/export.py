@@ -163,7 +163,7 @@ def entry_of(saved: Checkpoint, name: str, files: dict[str, FileInfo], ancestor:
             architecture_type=model["architecture_type"],
             local_path=name,
             files=files,
-            license=ancestor.license if ancestor is not None else None,
+            license=ancestor.license if ancestor is not None else model.get("license"),
             n_parameters=model["n_parameters"],
             size_bytes=sum(info.size for info in files.values()),
             created_at=now(),

@@ -182,7 +182,8 @@ def sweep(
         if match is None or (only is not None and match[1] != only):
             continue
         if (alone and match[1] not in shared) or not is_alive(int(match[2])):
-            with contextlib.suppress(FileNotFoundError):  # another process may sweep the same folder
+            # Another process may sweep the same folder, and what others left need not be ours to remove.
+            with contextlib.suppress(FileNotFoundError if alone else OSError):
                 remove_tree(path)
                 removed.append(path)
     return removed
@@ -212,15 +213,15 @@ def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
 def is_locked(path: Path | str) -> bool:
     """Whether another process holds `path`.lock. Writes nothing, so that it can be asked in others' folders, too."""
     try:
-        descriptor = os.open(f"{path}.lock", os.O_RDONLY)
+        descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_NONBLOCK)  # nobody waits for a pipe
     except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # of a file system without locks
-        return False
+    except OSError as error:  # without locks the file itself is one, and goes when it is let go
+        return error.errno == errno.ENOSYS
     finally:
         os.close(descriptor)
     return False

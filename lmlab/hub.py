@@ -55,7 +55,7 @@ def import_model(
             registry.refuse_placed(name)
             need_space(registry.models_dir, plan.download, f"the model {name}")
             if not confirm(plan):
-                attempt.remove()
+                attempt.forget()  # what an earlier attempt has downloaded stays
                 return None
             attempt.begin_to_fetch(plan)
             origin.fetch(folder)

@@ -115,6 +115,7 @@ def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> d
             "model_name": entry.model_name,
             "model_id": entry.model_id,
             "source": entry.source,
+            "license": entry.license,
             "size_bytes": entry.size_bytes,  # on the disk, whatever it takes in memory
         },
         "fine_tuned_from": entry.model_name,

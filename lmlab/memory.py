@@ -299,7 +299,7 @@ def head_bytes(shape: Shape, N: int, width: int) -> int:
 
 def copies_checkpoints(config: TrainingConfig, device: str) -> bool:
     """Whether a checkpoint's tensors are copied beside the training; an accelerator's go to the machine's memory."""
-    within = config.checkpoint_cadence is not None and config.checkpoint_cadence < config.max_steps
+    within = config.checkpoint_cadence is not None and config.checkpoint_cadence <= config.max_steps
     return config.async_checkpoints and within and device == "cpu"
 
 

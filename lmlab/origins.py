@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab import gguf_header, plain_yaml
+from lmlab import gguf_header
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
 from lmlab.registry import FILE_NAME
@@ -32,6 +32,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
+LICENSE_LINES = re.compile(r"^(license|license_name):[ ]*(.*(?:\n[ ]*- .*)*)", re.MULTILINE)
 LICENSE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LARGEST = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes; other files but weights: LARGEST_OTHER
@@ -128,11 +129,17 @@ def license_of(folder: Path) -> str | None:
     try:
         with open(folder / "README.md", encoding="utf-8") as file:
             _, head, _ = file.read(1 << 16).split("---\n", 2)
-        card, _ = plain_yaml.read_mapping(head)
     except (OSError, ValueError):
         return None
-    stated = card.get("license_name" if card.get("license") == "other" else "license")
-    return one_line(stated, 100) if isinstance(stated, str) else None
+    stated = {name: ", ".join(words(value)) for name, value in LICENSE_LINES.findall(head)}
+    return one_line(stated.get("license_name" if stated.get("license") == "other" else "license") or "", 100) or None
+
+
+def words(value: str) -> list[str]:
+    """The words of a line's value, or of the list below it, without their quotes."""
+    return [
+        word.strip(" '\"") for word in re.split(r"[\n,\[\]]|^\s*-\s", value, flags=re.MULTILINE) if word.strip(" '\"")
+    ]
 
 
 def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
@@ -345,7 +352,7 @@ def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
     from lmlab.tokenizers import Tokenizer, holds_tokenizer
 
     if not holds_tokenizer(folder):
-        return ["it has no tokenizer: training on it, and letting it write, takes a tokenizer_override"]
+        return ["it has no tokenizer: it can be trained with a tokenizer_override, and cannot write before"]
     tokenizer = Tokenizer.load(folder)
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
         tokenizer.save(Path(trial))  # as every checkpoint will

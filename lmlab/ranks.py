@@ -128,7 +128,7 @@ class World:
         """The same processes with a second way of talking, for a thread: what it says comes between nobody's words."""
         if self.alone:
             return self
-        return World(self.rank, self.size, "gloo", torch.distributed.new_group(backend="gloo"))
+        return World(self.rank, self.size, "gloo", torch.distributed.new_group(backend="gloo", timeout=patience()))
 
     def _device(self) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
@@ -167,7 +167,7 @@ def join() -> World:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        timeout = datetime.timedelta(seconds=rank_timeout())
+        timeout = patience()
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         # On one machine torchrun keeps one store over its restarts: without a shelf of their own, those who were started
         # again would find the addresses of the dead.
@@ -178,12 +178,12 @@ def join() -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
 
 
-def rank_timeout() -> float:
-    """Seconds after which a rank that does not answer is given up. Raises UsageError."""
+def patience() -> datetime.timedelta:
+    """After what time a rank that does not answer is given up. Raises UsageError."""
     said = os.environ.get("LMLAB_RANK_TIMEOUT", str(TIMEOUT))
     if re.fullmatch(r"\d{1,9}(\.\d+)?", said) is None or float(said) == 0:
         raise UsageError(f"LMLAB_RANK_TIMEOUT={said[:40]!r} is not a number of seconds; write 600 for ten minutes")
-    return float(said)
+    return datetime.timedelta(seconds=float(said))
 
 
 def shares_store() -> bool:

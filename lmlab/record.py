@@ -269,6 +269,8 @@ def delete_run(folder: Path | str) -> int:
         raise RunError(f"no run in {folder}; `list-runs` shows the runs there are")
     try:
         if folder.is_symlink():
+            if is_locked(folder / RUN_LOCK):
+                raise TimeoutError
             folder.unlink()
             return 0
         with lock(folder / RUN_LOCK, timeout=0):

@@ -180,7 +180,10 @@ class Registry:
             raise ModelNotFound(f"no model {name!r} in {self.file}; there {known}")
         flaw = self._flaw(name, models[name])
         if flaw is not None:
-            raise RegistryError(f"entry {name!r} in {self.file} is damaged: {flaw}; run `validate-registry --fix`")
+            raise RegistryError(
+                f"entry {name!r} in {self.file} is damaged: {flaw}; correct it there, or `validate-registry --fix` takes it "
+                "out"
+            )
         return Entry.model_validate(models[name])
 
     def path(self, name: str) -> Path:
@@ -229,13 +232,21 @@ class Registry:
             sync_tree(staged)  # before the lock, because it takes long
         except OSError as error:
             raise RegistryError(f"cannot write {staged}: {describe_os_error(error)}; check the disk") from error
-        with self._writing() as models:
-            self._refuse_taken(entry.model_name, models)
-            try:
-                rename_folder(staged, target)
-            except FileExistsError as error:
-                raise self._not_registered(target) from error
-            models[entry.model_name] = entry.model_dump(mode="json")
+        placed = False
+        try:
+            with self._writing() as models:
+                self._refuse_taken(entry.model_name, models)
+                try:
+                    rename_folder(staged, target)
+                except FileExistsError as error:
+                    raise self._not_registered(target) from error
+                placed = True
+                models[entry.model_name] = entry.model_dump(mode="json")
+        except BaseException:
+            if placed:  # but the disk takes no entry
+                with contextlib.suppress(OSError):
+                    rename_folder(target, staged)
+            raise
         return target
 
     def remove(self, name: str, force: bool = False) -> int:
@@ -266,9 +277,10 @@ class Registry:
     def validate(self, fix: bool = False) -> list[Problem]:
         """Check every entry, file, size and hash, and look for folders without an entry and remains of dead writers.
 
-        fix: remove dead entries (unreadable ones, and those whose files are gone), unfinished imports and remains; a
-        folder that no entry names, such as what is left of a dead entry, moves into `.unregistered`. A damaged file is
-        reported only, and an import that is under way is left alone.
+        fix: remove dead entries (unreadable ones, and those whose files are gone), unfinished imports and remains. What
+        may be all there is of a model moves into `.unregistered`: folders that no entry names, and entries that cannot be
+        read or whose folder is still there. A damaged file and a link that leads nowhere are reported only, and an import
+        that is under way is left alone.
         """
         if not self.models_dir.is_dir():
             return []
@@ -279,24 +291,40 @@ class Registry:
                 problems.append(Problem(entry.model_name, f"{damage}; delete it or import it again"))
         with self._writing() if fix else self._reading() as models:
             for name, value in list(models.items()):
-                reason = self._flaw(name, value) or self._missing(Entry.model_validate(value))
-                if reason is not None:
-                    problems.append(Problem(name, reason, "removed" if fix else ""))
+                flaw = self._flaw(name, value)
+                reason = flaw or self._missing(Entry.model_validate(value))
+                path = self.models_dir / value["local_path"] if flaw is None else None
+                if path is not None and path.is_symlink() and not path.exists():
+                    problems.append(Problem(name, f"the link {path} leads nowhere; is its disk there?"))
+                elif reason is not None:
+                    all_gone = path is not None and not path.exists()
+                    done = "removed" if all_gone or not fix else self._set_aside(name, value)
+                    problems.append(Problem(name, reason, done if fix else ""))
                     del models[name]
             used = {value["local_path"] for value in models.values()}
             for path, reason in self._orphans(used):
                 problems.append(Problem(path.name, reason, self._clear(path) if fix else ""))
         return problems
 
+    def _set_aside(self, name: str, value: Any) -> str:
+        """Keep an entry that is taken out of the registry in a file of its own; returns what was done."""
+        path = self._unregistered(f"{name if is_name(name) else 'entry'}.json")
+        write_atomic(path, dump_json({name: value}))
+        return f"removed; {UNREGISTERED}/{path.name} is what it was"
+
+    def _unregistered(self, name: str) -> Path:
+        """A free place of about that name for what is taken out of the registry."""
+        folder, (stem, dot, suffix) = self.models_dir / UNREGISTERED, name.partition(".json")
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([name], (f"{stem}-{number}{dot}{suffix}" for number in itertools.count(2)))
+        return next(folder / each for each in names if not os.path.lexists(folder / each))
+
     def _clear(self, path: Path) -> str:
         """Take an orphan out of the way, without a loss where it may be a model; returns what was done."""
         if path.is_symlink() or not is_name(path.name) or not any(path.iterdir()):
             remove_tree(path)
             return "removed"
-        folder = self.models_dir / UNREGISTERED
-        folder.mkdir(exist_ok=True)
-        names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
-        target = next(folder / name for name in names if not os.path.lexists(folder / name))
+        target = self._unregistered(path.name)
         move_folder(path, target)
         return f"moved to {UNREGISTERED}/{target.name}; delete it there, or import it from there"
 

@@ -41,12 +41,16 @@ class StopSignals:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
+            if number not in HANDLED and self.received == number:
+                handler = signal.SIG_IGN  # once the terminal is gone, it has no more to say
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
+            return
+        if number not in HANDLED:  # that a terminal goes the shell says, and then the system, too
             return
         self._restore()
         os.kill(os.getpid(), number)

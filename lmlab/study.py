@@ -17,7 +17,7 @@ from torch import Tensor
 from lmlab import lab
 from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import find_runs_dir
-from lmlab.errors import ConfigError, DivergedError, OutOfMemory, UsageError
+from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
@@ -57,7 +57,8 @@ def runs(runs_dir: str | Path | None = None) -> cards.Runs:
 
 def models(models_dir: str | Path | None = None) -> cards.Models:
     """All registered models as a list that shows itself as a table."""
-    return cards.Models(Registry(models_dir).entries())
+    registry = Registry(models_dir)
+    return cards.Models(registry.entries(), registry.damaged())
 
 
 def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -> Entry:
@@ -135,6 +136,7 @@ def sweep(
     the sweep with the run that it stops, the last one returned, and between two runs with those that were made. All
     changes are checked before the first run. Raises a LabError.
     """
+    changes = changes if isinstance(changes, Mapping) else list(changes)
     refuse_changes(config, changes, arguments)
     place = Display() if in_notebook() else None
     runs: list[Run] = []
@@ -146,6 +148,11 @@ def sweep(
         except KeyboardInterrupt:
             if not runs:
                 raise
+            break
+        except LabError as error:  # such as of a full disk: what was trained is not lost
+            if not runs:
+                raise
+            warnings.warn(f"the sweep ends after {len(runs)} of {len(changes)} runs: {error}", stacklevel=2)
             break
         if runs[-1].asked_to_stop:
             break
@@ -331,6 +338,9 @@ class Look:
         guesses = [self._tokenizer.pieces(row) for row in best.indices.tolist()]
         hits_LT = (best.indices[:, :-1] == torch.tensor(self.ids[1:])).numpy()  # texts of other tokens may look alike
         return plots.lens_figure(guesses, best.values.numpy(), self.tokens, hits_LT=hits_LT)
+
+    def __repr__(self) -> str:
+        return f"Look at {' '.join(self.tokens)!r}: .attention(), .lens()"
 
     def _repr_html_(self) -> str:
         shown: Any = [self.attention()]

@@ -103,6 +103,8 @@ class Trainer:
             self.model.settle()
             # Else a shape compiles to what the shapes before it suggest; where each batch has its own, that is for the best.
             self.model.compile(dynamic=None if self.model.packs is False else False)
+        if config.async_checkpoints:
+            self._beside.prepare()
         self._replica = parallel.replicate(self.model, self.world)
 
     def _when_compiled(self) -> contextlib.AbstractContextManager[None]:
@@ -238,8 +240,10 @@ class Trainer:
             status = "diverged"
             raise
         finally:
-            with contextlib.suppress(LabError):  # where something is still being written, another error came first
+            try:
                 self._await_saving()
+            except LabError as error:  # where something is still being written, another error came first
+                self.tell("warning", message=str(error))
             self.tell("run_end", status=status, seconds=round(time.perf_counter() - started, 3))
         return status
 
@@ -262,9 +266,12 @@ class Trainer:
                 self.evaluate()
             if self.finished and self._last.get("sample") != self.step:
                 self.sample()
+        except DivergedError:  # the weights are damaged
+            raise
         except Exception:  # of too little memory, say: no step that was made is lost
             if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
-                self.save_checkpoint()
+                with contextlib.suppress(LabError):  # what came first is what the user is to read
+                    self.save_checkpoint()
             raise
         if self.folder is not None:
             self._await_saving()

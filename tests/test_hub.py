@@ -30,6 +30,7 @@ from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings
 from lmlab.hub_client import Unfinished, parse_address
 from lmlab.loading import load_model_and_tokenizer
+from lmlab.origins import license_of
 from lmlab.registry import Entry, Registry
 from lmlab.tokenizers import Tokenizer
 
@@ -342,6 +343,7 @@ def test_an_import_that_broke_off_goes_on_when_run_again(server: HubServer, mode
     assert set(os.listdir(models)) == {".partial-qwen2.5-0.5b"}
     assert Registry(models).names() == []
     server._store = original  # type: ignore[method-assign]
+    assert hub.import_model(QWEN, models_dir=models, confirm=lambda plan: False) is None  # which costs nothing
     server.requests.clear()
     plans: list[hub.ImportPlan] = []
     bring(QWEN, models, confirm=lambda plan: not plans.append(plan))
@@ -950,4 +952,20 @@ def test_what_a_model_lacks_or_does_not_take_is_said(tiny_qwen: Path, models: Pa
         "model: model.layers.0.self_attn.q_proj.lora_A.weight and 1 more of its files are no part of this model, and are "
         "left out"
     ) in told
-    assert "model: it has no tokenizer: training on it, and letting it write, takes a tokenizer_override" in told
+    assert "model: it has no tokenizer: it can be trained with a tokenizer_override, and cannot write before" in told
+
+
+@pytest.mark.parametrize(
+    ("head", "license"),
+    [
+        ("license: apache-2.0\n", "apache-2.0"),
+        ("license: 'mit'\nmodel-index:\n- results:\n  - task:\n      a:\n        b:\n          c: d\n", "mit"),
+        ("language: en\nlicense:\n- mit\n- apache-2.0\ntags:\n- x\n", "mit, apache-2.0"),
+        ("license: [mit, bsd]\n", "mit, bsd"),
+        ("license: other\nlicense_name: qwen-research\n", "qwen-research"),
+        ("tags:\n- license\n", None),
+    ],
+)  # fmt: skip
+def test_the_licence_stands_at_the_head_of_a_card(tmp_path: Path, head: str, license: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{head}---\n# Title\nlicense: none\n")
+    assert license_of(tmp_path) == license

@@ -639,3 +639,12 @@ def test_asking_whether_a_run_trains_writes_nothing(tmp_path):
     with lock(record.folder / RUN_LOCK):
         (record.folder / f"{RUN_LOCK}.lock").chmod(0o444)  # as another user's is to us
         assert record.is_running()
+
+
+def test_a_link_to_a_run_that_trains_stays(tmp_path):
+    folder = write_run(tmp_path / "elsewhere", status=None)
+    (tmp_path / "linked").symlink_to(folder)
+    with lock(folder / RUN_LOCK), pytest.raises(RunError, match="in use by another process"):
+        delete_run(tmp_path / "linked")
+    assert delete_run(tmp_path / "linked") == 0
+    assert folder.is_dir()

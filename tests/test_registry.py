@@ -263,7 +263,7 @@ def test_validate_finds_everything_and_fix_leaves_a_clean_folder(tmp_path: Path)
     assert [problem.name for problem in registry.validate(fix=True)] == ["rotten", ".partial-active"]
     left = {"sound", "rotten", "notes.txt", "registry.json", "registry.json.lock", f".alive.tmp-{os.getpid()}-0123abcd"}
     assert set(os.listdir(tmp_path)) == left | {".unregistered"}
-    assert set(os.listdir(tmp_path / ".unregistered")) == {"orphan", "orphan-2"}
+    assert set(os.listdir(tmp_path / ".unregistered")) == {"orphan", "orphan-2", "half.json"}
     assert (tmp_path / ".unregistered" / "orphan-2" / "model.safetensors").read_bytes() == b"dear"
 
 

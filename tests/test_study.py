@@ -15,7 +15,7 @@ import tiny_models
 import torch
 
 import lmlab as lab
-from lmlab.errors import ConfigError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, UsageError
 
 Settings = dict[str, object]
 
@@ -341,3 +341,25 @@ def test_whatever_takes_a_path_takes_a_run(run: lab.Run):
     assert lab.resume(run, listeners=[], max_steps=8).step == 8
     assert lab.register(run, "stories").step == 8
     assert os.fspath(run) == str(run.folder)
+
+
+def test_changes_may_come_one_by_one(tiny: Settings, corpus: Path):
+    swept = lab.sweep(tiny, ({"seed": seed} for seed in range(2)), corpus, listeners=[])
+    assert [run.config["seed"] for run in swept] == [0, 1]
+
+
+def test_what_a_sweep_has_trained_outlives_a_full_disk(tiny: Settings, corpus: Path):
+    def refuse(event: Settings) -> None:
+        if (event["run_id"], event["event"]) == ("two", "step"):
+            raise CheckpointError("cannot save the checkpoint: No space left on device")
+
+    changes = [{"run_name": name} for name in ("one", "two", "three")]
+    with pytest.warns(UserWarning, match="the sweep ends after 1 of 3 runs: cannot save the checkpoint"):
+        swept = lab.sweep(tiny, changes, corpus, listeners=[refuse])
+    assert [run.run_id for run in swept] == ["one"]
+
+
+def test_a_name_that_a_model_of_ones_own_has_is_not_taken_for_an_import(run: lab.Run):
+    lab.register(run, "stories")
+    with pytest.raises(UsageError, match="'stories' is a model that was trained here already; choose another name"):
+        lab.get_model("builtin:tiny-qwen", name="stories")

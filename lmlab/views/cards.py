@@ -341,13 +341,17 @@ class Runs(list[Record]):
 
 
 class Models(list[Entry]):
-    """Registry entries as a list that shows itself as a table."""
+    """Registry entries as a list that shows itself as a table. damaged: names of further ones to what is wrong."""
+
+    def __init__(self, entries: Iterable[Entry] = (), damaged: Mapping[str, str] | None = None) -> None:
+        super().__init__(entries)
+        self.damaged = dict(damaged or {})
 
     def _repr_html_(self) -> str:
-        return models_table(self).html
+        return models_table(self, self.damaged).html
 
     def __repr__(self) -> str:
-        return models_table(self).text
+        return models_table(self, self.damaged).text
 
 
 class ShownDifference(Difference):

@@ -96,6 +96,7 @@ _RULES = f"""
 .lmlab .lm-tokens {{
   white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; max-height: 420px; overflow-y: auto;
 }}
+@media print {{ .lmlab .lm-text, .lmlab .lm-tokens {{ max-height: none; overflow: visible }} }}
 .lmlab .lm-tokens span {{ border-radius: 2px; padding: 2px 0 }}
 .lmlab .lm-tokens span:hover {{ outline: 1.5px solid var(--lm-ink) }}
 .lmlab .lm-scale {{ display: inline-block; width: 120px; height: 9px; border-radius: 2px; vertical-align: middle;
