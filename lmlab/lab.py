@@ -188,14 +188,15 @@ def execute(
     trainer: Trainer,
     listeners: Sequence[Listener] | None = None,
     resumed_from: Path | None = None,
+    known_steps: Sequence[int] | None = None,
     warnings: Sequence[str] = (),
     models_dir: str | Path | None = None,
     on_ready: Callable[[Trainer], None] | None = None,
 ) -> Run:
     """Run a Trainer in its folder and return the `Run`. listeners: None shows a live view.
 
-    on_ready: called with the Trainer, on rank 0, before anything is written. A run that is to be registered under a
-    name is, once it completes, whether in one session or in several.
+    known_steps: see `session.train`. on_ready: called with the Trainer, on rank 0, before anything is written. A run that
+    is to be registered under a name is, once it completes, whether in one session or in several.
     """
     if on_ready is not None and trainer.world.leads:
         on_ready(trainer)
@@ -206,7 +207,9 @@ def execute(
     assert trainer.folder is not None
     if resumed_from is None:
         warnings = [*warnings, *seen_before(trainer.facts, trainer.config, trainer.folder.parent)]
-    ending = train(trainer, listeners=listeners or (), resumed_from=resumed_from, warnings=warnings)
+    ending = train(
+        trainer, listeners=listeners or (), resumed_from=resumed_from, known_steps=known_steps, warnings=warnings
+    )
     finished = Run(trainer.folder, trainer=trainer, ending=ending)
     if trainer.finished:  # every rank knows that, while another's log may take its time over a network
         register_if_promised(finished, trainer, models_dir)
@@ -275,6 +278,7 @@ def resume(
     saved, warnings = find_together(where, runs, ranks.join())
     merged = merge_config(saved, named_fields(read_config(config), overrides))
     folder = run_folder_of(saved, runs)
+    known_steps = checkpoint.steps(folder / "checkpoints")
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
     if trainer.finished and folder.is_dir() and Record(folder).has_ended:
         done = Run(folder, trainer=trainer, was_done=True)
@@ -298,7 +302,7 @@ def resume(
     name = saved.state.get("register_as")
     if name is not None and name in Registry(promised_in(saved.state, models_dir)).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
-    return execute(trainer, listeners, saved.folder, warnings, models_dir=models_dir, on_ready=on_ready)
+    return execute(trainer, listeners, saved.folder, known_steps, warnings, models_dir=models_dir, on_ready=on_ready)
 
 
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:

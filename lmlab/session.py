@@ -52,12 +52,19 @@ class Ending(NamedTuple):
 
 
 def train(
-    trainer: Trainer, *, listeners: Sequence[Listener], resumed_from: Path | None = None, warnings: Sequence[str] = ()
+    trainer: Trainer,
+    *,
+    listeners: Sequence[Listener],
+    resumed_from: Path | None = None,
+    known_steps: Sequence[int] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Ending:
     """Run a Trainer in its folder until it is done or a signal asks it to save and stop.
 
     Under torchrun every process calls this with its Trainer; rank 0 alone logs and is listened to.
-    resumed_from: the checkpoint that it goes on from, None for a new run. warnings: logged before the first step.
+    resumed_from: the checkpoint that it goes on from, None for a new run. known_steps: of the checkpoints that there were
+    when it was chosen; a later one that came since is another process's, and not put aside. warnings: logged before the
+    first step.
     Raises RunError where the folder cannot be written or another process trains in it, and what `fit` raises.
     """
     assert trainer.folder is not None
@@ -65,7 +72,7 @@ def train(
     with StopSignals() as signals, run_folder(folder, new=resumed_from is None, world=world):
         has_checkpoint = True  # or is to get one in its time
         if resumed_from is not None:
-            found = json.loads(world.first(lambda: step_back(folder, trainer)))
+            found = json.loads(world.first(lambda: step_back(folder, trainer, known_steps)))
             has_checkpoint = found["saved"]
             trainer.progress.best_saved = float(found["best_loss"])
             trainer.recall(found["last"])
@@ -97,12 +104,15 @@ def train(
     return Ending(stopped_by, asked or stopped_by is not None)
 
 
-def step_back(folder: Path, trainer: Trainer) -> str:
+def step_back(folder: Path, trainer: Trainer, known_steps: Sequence[int] | None = None) -> str:
     """Make ready to go on where the Trainer stands: what came after it moves aside, what was to be pruned goes.
 
     Returns JSON: the lowest validation loss that is saved, whether anything is, and the step of the newest event of each
     kind in the log.
     """
+    new = [] if known_steps is None else sorted(set(checkpoint.steps(folder / "checkpoints")) - set(known_steps))
+    if new and new[-1] > trainer.step:
+        raise RunError(f"the run {folder} went on to step {new[-1]} meanwhile, in another process; resume it again")
     with disk_errors(folder):
         set_aside_after(folder, trainer.step)
         best_loss = point_at_best(folder)
@@ -253,8 +263,9 @@ def set_aside_after(folder: Path, step: int) -> None:
     checkpoints = folder / "checkpoints"
     later = [each for each in checkpoint.steps(checkpoints) if each > step]
     if later:
+        beside = checkpoints.resolve().parent if checkpoints.is_symlink() else folder  # on the disk where they are
         count = 1
-        while (aside := folder / f"superseded-{count}").exists():
+        while (aside := beside / f"superseded-{count}").exists():
             count += 1
         with atomic_folder(aside):
             pass

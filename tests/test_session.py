@@ -391,3 +391,26 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_good_checkpoint(corpus: 
     assert (saved.step, refused) == (step - 1, [])
     assert all(bool(tensor.isfinite().all()) for tensor in saved.tensors("model").values())
     assert steps_in(record.log_path) == list(range(1, step))
+
+
+def test_a_run_that_went_on_since_it_was_looked_at_is_not_taken_back(tiny: dict[str, Any], corpus: Path) -> None:
+    """As by two `--resume` at a time: the first one trains and ends while the second one still loads."""
+    run = lab.run(tiny, corpus, run_name="r", listeners=[], max_steps=3)
+
+    def meanwhile(_trainer: Any) -> None:
+        lab.resume(run.folder, listeners=[], max_steps=6)
+
+    with pytest.raises(RunError, match="went on to step 6 meanwhile, in another process; resume it again"):
+        lab.resume(run.folder, listeners=[], max_steps=5, on_ready=meanwhile)
+    assert checkpoint.steps(run.folder / "checkpoints")[-1] == 6
+    assert not list(run.folder.glob("superseded-*"))
+
+
+def test_checkpoints_behind_a_link_stay_on_their_disk(tiny: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    run = lab.run({**tiny, "checkpoint_cadence": 2}, corpus, run_name="r", listeners=[], max_steps=4)
+    (tmp_path / "disk").mkdir()
+    (run.folder / "checkpoints").rename(tmp_path / "disk" / "kept")
+    (run.folder / "checkpoints").symlink_to(tmp_path / "disk" / "kept")
+    lab.resume(run.folder / "checkpoints" / "step-00000002", runs_dir=run.folder.parent, listeners=[], max_steps=3)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["kept", "superseded-1"]
+    assert [path.name for path in (tmp_path / "disk" / "superseded-1").iterdir()] == ["step-00000004"]
