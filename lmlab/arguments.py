@@ -181,7 +181,7 @@ def add_model_commands(commands: Any) -> None:
     add.add_argument(
         "--fix",
         action="store_true",
-        help="remove dead entries and remains; folders without an entry move to .unregistered",
+        help="take out dead entries and remains; what may be all of a model moves to .unregistered",
     )
 
 

@@ -11,7 +11,7 @@ from lmlab.ranks import World, losses_as_errors
 class Beside:
     """One piece of work that a thread does, or nothing. Every rank begins the same work and asks for it at the same steps.
 
-    A process that ends waits for its thread.
+    A process that ends by itself waits for its thread, and `fit` does in any case.
     """
 
     def __init__(self, world: World) -> None:

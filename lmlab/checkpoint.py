@@ -260,15 +260,15 @@ def plain_manifest(listed: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
 def verify(folder: Path | str) -> None:
     """Compare every file with the manifest. Raises CheckpointError naming the first that is missing or differs.
 
-    Hidden files that it does not list are nobody's business: nothing reads them.
+    Hidden files that it does not list are nobody's business, but for further chat templates, which are read all the same.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
     found = {name for name in files_below(folder) if name in listed or not is_hidden(PurePath(name))}
-    # Of these, transformers reads hidden ones, too.
-    found |= {name for name in files_below(folder) if PurePath(name).parent.name == "additional_chat_templates"}
+    templates = {PurePath(name) for name in files_below(folder) if name.endswith(".jinja")}
+    found |= {path.as_posix() for path in templates if path.parent.name == "additional_chat_templates"}
     for name in sorted(listed.keys() | found):
         if name not in listed:
             raise CheckpointError(f"{folder / name} is not in the checkpoint's manifest; remove it, or use another one")

@@ -319,11 +319,12 @@ def register_model(options: argparse.Namespace) -> int:
 def validate_registry(options: argparse.Namespace) -> int:
     """Check the registry; 1 where something is wrong that was not taken away."""
     from lmlab.registry import Registry
+    from lmlab.words import one_line
 
     registry = Registry(options.models_dir)
     problems = registry.validate(fix=options.fix)
     for problem in problems:
-        print(problem)
+        print(one_line(problem, 400))
     left = sum(not problem.fixed for problem in problems)
     if left and not options.fix:
         print(f"{left} problem{'s' * (left > 1)} in {registry.models_dir}; --fix takes dead entries and orphans away")

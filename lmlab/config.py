@@ -418,7 +418,7 @@ def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
 
 def find_folder(named: Path | str | None, variable: str, default: str) -> Path:
     """Where things of a kind are kept: `named` looked up as every path, else an environment variable's, else `default`
-    under `home()`. Raises UsageError where `named` is empty."""
+    under `home()`. A new relative one goes under LMLAB_HOME where that is set. Raises UsageError where `named` is empty."""
     if named is None:
         named = os.environ.get(variable) or None
     if named is None:

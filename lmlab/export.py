@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import html
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,19 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
         refuse_altered(saved, files)
         entry = entry_of(saved, name, files, ancestor)
         write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved)).encode())
-        registry.admit(folder, entry)
+        try:
+            registry.admit(folder, entry)
+        except BaseException:
+            take_back(registry, folder, name)
+            raise
     return entry
+
+
+def take_back(registry: Registry, staged: Path, name: str) -> None:
+    """Remove the folder of a model that was placed and got no entry, as where the disk takes no more: it is but a copy."""
+    with contextlib.suppress(OSError, RegistryError):
+        if not os.path.lexists(staged) and name not in registry.names():
+            remove_tree(registry.models_dir / name)
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
 
 
 def is_locked(path: Path | str) -> bool:
-    """Whether another process holds `path`.lock. Writes nothing, so that it can be asked in others' folders, too."""
+    """Whether a process, be it this one, holds `path`.lock. Writes nothing, so that it can be asked in others' folders."""
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_NONBLOCK)  # nobody waits for a pipe
     except OSError:
@@ -221,7 +221,7 @@ def is_locked(path: Path | str) -> bool:
     except BlockingIOError:
         return True
     except OSError as error:  # without locks the file itself is one, and goes when it is let go
-        return error.errno == errno.ENOSYS
+        return error.errno in (errno.ENOSYS, errno.EACCES)
     finally:
         os.close(descriptor)
     return False

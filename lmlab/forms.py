@@ -13,7 +13,7 @@ from typing import Any
 
 from lmlab import words
 from lmlab.config import GROUPS, TrainingConfig
-from lmlab.errors import LabError, UsageError
+from lmlab.errors import LabError, RegistryError, UsageError
 from lmlab.faces import Face
 from lmlab.lab import ConfigLike, Run, read_config
 from lmlab.launching import launch
@@ -46,8 +46,12 @@ class ConfigForm(Face):
         import ipywidgets
 
         rows: dict[str, list[Any]] = {group: [] for group in GROUPS}
+        try:
+            models = Registry(self.arguments.get("models_dir")).names()
+        except RegistryError:  # a form for a model from scratch needs none, and Run says what is wrong with it
+            models = []
         for setting in settings(self.base):
-            rows[setting.group].append(self._row(setting))
+            rows[setting.group].append(self._row(setting, models))
         titles = [group.partition(" and ")[0] for group in rows]  # a tab has no room for more
         tabs = ipywidgets.Tab([ipywidgets.VBox(group) for group in rows.values()], titles=titles)
         self.run_button = ipywidgets.Button(description="Run", button_style="primary", icon="play")
@@ -58,10 +62,10 @@ class ConfigForm(Face):
         buttons = ipywidgets.HBox([self.run_button, self.stop_button])
         return ipywidgets.VBox([tabs, buttons, self.message, self.view])
 
-    def _row(self, setting: Setting) -> Any:
+    def _row(self, setting: Setting, models: list[str]) -> Any:
         import ipywidgets
 
-        control = control_for(setting, Registry(self.arguments.get("models_dir")).names())
+        control = control_for(setting, models)
         control.layout.width, control.layout.flex = "190px", "0 0 auto"
         switch = None
         if setting.optional and setting.kind in ("int", "float"):

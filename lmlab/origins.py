@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab import gguf_header
+from lmlab import gguf_header, plain_yaml
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
 from lmlab.registry import FILE_NAME
@@ -131,15 +131,15 @@ def license_of(folder: Path) -> str | None:
             _, head, _ = file.read(1 << 16).split("---\n", 2)
     except (OSError, ValueError):
         return None
-    stated = {name: ", ".join(words(value)) for name, value in LICENSE_LINES.findall(head)}
-    return one_line(stated.get("license_name" if stated.get("license") == "other" else "license") or "", 100) or None
-
-
-def words(value: str) -> list[str]:
-    """The words of a line's value, or of the list below it, without their quotes."""
-    return [
-        word.strip(" '\"") for word in re.split(r"[\n,\[\]]|^\s*-\s", value, flags=re.MULTILINE) if word.strip(" '\"")
-    ]
+    stating = LICENSE_LINES.findall(head)  # the rest may nest as it likes
+    lines = "".join(f"{name}: {value}\n" for name, value in stating)
+    try:
+        stated, _ = plain_yaml.read_mapping(lines)
+    except ValueError:
+        return None
+    named = stated.get("license_name") if stated.get("license") == "other" else None
+    found = named or stated.get("license")
+    return one_line(", ".join(map(str, found)) if isinstance(found, list) else found or "", 100) or None
 
 
 def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
@@ -197,6 +197,7 @@ def scales_positions(reader: Any) -> bool:
 def convert_gguf(path: Path, target: Path) -> None:
     """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import CONFIG_MAPPING, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -215,11 +216,16 @@ def convert_gguf(path: Path, target: Path) -> None:
             with tempfile.TemporaryDirectory() as alone:  # else the tokenizer would be read from what lies beside it
                 (Path(alone) / "model.gguf").symlink_to(path.resolve())
                 tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
-            tokenizer.save_pretrained(str(target))
-        config.architectures = [type(model).__name__]
-        config.dtype = torch.float32
-        config.save_pretrained(str(target))
-        save_file({k: v.float().contiguous() for k, v in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.float32
+    with quiet():
+        tokenizer.save_pretrained(str(target))
+    config.save_pretrained(str(target))
+    plain = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, target / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # which wraps what the disk said; of the file, all is read
+        raise HubError(f"cannot write the weights of {path.name}: {one_line(error, 100)}; free some space") from error
 
 
 def make_tiny_qwen(target: Path) -> None:
@@ -352,7 +358,7 @@ def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
     from lmlab.tokenizers import Tokenizer, holds_tokenizer
 
     if not holds_tokenizer(folder):
-        return ["it has no tokenizer: it can be trained with a tokenizer_override, and cannot write before"]
+        return ["it has no tokenizer: it cannot write yet; train it with a tokenizer_override"]
     tokenizer = Tokenizer.load(folder)
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
         tokenizer.save(Path(trial))  # as every checkpoint will

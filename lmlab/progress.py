@@ -41,7 +41,7 @@ class Progress:
         return improves
 
     def begin_anew(self) -> None:
-        """Forget what was best, where what comes is not to be compared with it."""
+        """Begin early stopping anew, where what comes is not to be compared; the best checkpoint stays it."""
         self.best, self.without_improvement = math.inf, 0
 
     def to_state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import re
 import stat
@@ -232,21 +233,13 @@ class Registry:
             sync_tree(staged)  # before the lock, because it takes long
         except OSError as error:
             raise RegistryError(f"cannot write {staged}: {describe_os_error(error)}; check the disk") from error
-        placed = False
-        try:
-            with self._writing() as models:
-                self._refuse_taken(entry.model_name, models)
-                try:
-                    rename_folder(staged, target)
-                except FileExistsError as error:
-                    raise self._not_registered(target) from error
-                placed = True
-                models[entry.model_name] = entry.model_dump(mode="json")
-        except BaseException:
-            if placed:  # but the disk takes no entry
-                with contextlib.suppress(OSError):
-                    rename_folder(target, staged)
-            raise
+        with self._writing() as models:
+            self._refuse_taken(entry.model_name, models)
+            try:
+                rename_folder(staged, target)
+            except FileExistsError as error:
+                raise self._not_registered(target) from error
+            models[entry.model_name] = entry.model_dump(mode="json")
         return target
 
     def remove(self, name: str, force: bool = False) -> int:
@@ -277,10 +270,9 @@ class Registry:
     def validate(self, fix: bool = False) -> list[Problem]:
         """Check every entry, file, size and hash, and look for folders without an entry and remains of dead writers.
 
-        fix: remove dead entries (unreadable ones, and those whose files are gone), unfinished imports and remains. What
-        may be all there is of a model moves into `.unregistered`: folders that no entry names, and entries that cannot be
-        read or whose folder is still there. A damaged file and a link that leads nowhere are reported only, and an import
-        that is under way is left alone.
+        fix: take out entries that cannot be read or whose files are gone, each kept in `.unregistered/NAME.json` unless
+        all of its model is gone, unfinished imports and remains; folders that no entry names move into `.unregistered`. A
+        damaged file and a link that leads nowhere are reported only, and an import that is under way is left alone.
         """
         if not self.models_dir.is_dir():
             return []
@@ -294,10 +286,10 @@ class Registry:
                 flaw = self._flaw(name, value)
                 reason = flaw or self._missing(Entry.model_validate(value))
                 path = self.models_dir / value["local_path"] if flaw is None else None
-                if path is not None and path.is_symlink() and not path.exists():
+                if path is not None and path.is_symlink() and not is_there(path, bool):
                     problems.append(Problem(name, f"the link {path} leads nowhere; is its disk there?"))
                 elif reason is not None:
-                    all_gone = path is not None and not path.exists()
+                    all_gone = path is not None and not is_there(path, bool)
                     done = "removed" if all_gone or not fix else self._set_aside(name, value)
                     problems.append(Problem(name, reason, done if fix else ""))
                     del models[name]
@@ -309,7 +301,9 @@ class Registry:
     def _set_aside(self, name: str, value: Any) -> str:
         """Keep an entry that is taken out of the registry in a file of its own; returns what was done."""
         path = self._unregistered(f"{name if is_name(name) else 'entry'}.json")
-        write_atomic(path, dump_json({name: value}))
+        write_atomic(
+            path, json.dumps({name: value}, indent=2).encode()
+        )  # whatever it holds, numbers that are none, too
         return f"removed; {UNREGISTERED}/{path.name} is what it was"
 
     def _unregistered(self, name: str) -> Path:

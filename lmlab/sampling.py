@@ -11,7 +11,7 @@ import torch
 from lmlab import devices
 from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig, find_file, find_runs_dir
-from lmlab.errors import TokenizerError, UsageError
+from lmlab.errors import RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
@@ -79,11 +79,17 @@ def load_writer(
     """The model of a run, of a registered model's name, or of a checkpoint, run folder or run id. Raises a LabError."""
     if isinstance(where, Run):
         return Writer(*where.load(), TrainingConfig.from_dict(where.config))
-    registry = Registry(models_dir)
-    if str(where) in registry.names():
+    registry, runs = Registry(models_dir), find_runs_dir(runs_dir)
+    is_there = find_file(where).exists() or (runs / where).exists()
+    try:
+        models = registry.names()
+    except RegistryError:
+        if not is_there:
+            raise
+        models = []  # a run needs no registry
+    if str(where) in models:
         return Writer(*load_model_and_tokenizer(registry.verify(str(where))), TrainingConfig())
-    runs = find_runs_dir(runs_dir)
-    if not find_file(where).exists() and not (runs / where).exists():
+    if not is_there:
         raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")
     saved, _ = find_checkpoint(where, runs)
     return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))

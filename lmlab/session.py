@@ -63,7 +63,7 @@ def train(
 
     Under torchrun every process calls this with its Trainer; rank 0 alone logs and is listened to.
     resumed_from: the checkpoint that it goes on from, None for a new run. known_steps: of the checkpoints that there were
-    when it was chosen; a later one that came since is another process's, and not put aside. warnings: logged before the
+    when it was verified; a later one that came since is another process's, and not put aside. warnings: logged before the
     first step.
     Raises RunError where the folder cannot be written or another process trains in it, and what `fit` raises.
     """
@@ -110,9 +110,10 @@ def step_back(folder: Path, trainer: Trainer, known_steps: Sequence[int] | None 
     Returns JSON: the lowest validation loss that is saved, whether anything is, and the step of the newest event of each
     kind in the log.
     """
-    new = [] if known_steps is None else sorted(set(checkpoint.steps(folder / "checkpoints")) - set(known_steps))
-    if new and new[-1] > trainer.step:
-        raise RunError(f"the run {folder} went on to step {new[-1]} meanwhile, in another process; resume it again")
+    if known_steps is not None:
+        known, there = set(known_steps), set(checkpoint.steps(folder / "checkpoints"))
+        if max(there - known, default=-1) > trainer.step or (trainer.step in known and trainer.step not in there):
+            raise RunError(f"another process went on with the run {folder} meanwhile; resume it again")
     with disk_errors(folder):
         set_aside_after(folder, trainer.step)
         best_loss = point_at_best(folder)
@@ -263,7 +264,7 @@ def set_aside_after(folder: Path, step: int) -> None:
     checkpoints = folder / "checkpoints"
     later = [each for each in checkpoint.steps(checkpoints) if each > step]
     if later:
-        beside = checkpoints.resolve().parent if checkpoints.is_symlink() else folder  # on the disk where they are
+        beside = checkpoints.resolve() if checkpoints.is_symlink() else folder  # surely on the disk where they are
         count = 1
         while (aside := beside / f"superseded-{count}").exists():
             count += 1

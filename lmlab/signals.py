@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and a closed terminal as a request: finish the step, save, end. A second one ends the process at once."""
+"""SIGINT, SIGTERM and a closed terminal as a request: finish the step, save, end.
+
+A second SIGINT or SIGTERM ends the process at once; that a terminal is closed may be said several times.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 def handled() -> list[int]:
-    """The signals that ask a run to stop: SIGHUP of a terminal that goes, too, but where nohup has it ignored."""
+    """The signals that ask a run to stop: SIGHUP of a terminal that goes, too, but where it is ignored, as by nohup."""
     hang_ups = [getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name)]  # not on every system
     return [*HANDLED, *(number for number in hang_ups if signal.getsignal(number) == signal.SIG_DFL)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +127,27 @@ def compare(
 
 
 def sweep(
-    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
 ) -> list[Run]:
     """One run for each of some changes to a config, in order; a notebook shows them in one place.
 
     changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
     `lab.run`, the same for all. A run that diverges, or that memory was too small for, is among them; an interrupt ends
-    the sweep with the run that it stops, the last one returned, and between two runs with those that were made. All
-    changes are checked before the first run. Raises a LabError.
+    the sweep with the run that it stops, the last one returned, and between two runs with those that were made; so does
+    an error after the first run, with a warning. All changes are checked before the first run. Raises a LabError.
     """
+    runs, _, error = _swept(config, changes, data, arguments)
+    if error is not None and not runs:
+        raise error
+    if error is not None:
+        warnings.warn(f"the sweep ends after {len(runs)} runs: {error}", stacklevel=2)
+    return runs
+
+
+def _swept(
+    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None, arguments: Mapping[str, Any]
+) -> tuple[list[Run], int, LabError | None]:
+    """The runs of a sweep, how many there were to be, and the error that ended it, such as of a full disk."""
     changes = changes if isinstance(changes, Mapping) else list(changes)
     refuse_changes(config, changes, arguments)
     place = Display() if in_notebook() else None
@@ -149,14 +161,11 @@ def sweep(
             if not runs:
                 raise
             break
-        except LabError as error:  # such as of a full disk: what was trained is not lost
-            if not runs:
-                raise
-            warnings.warn(f"the sweep ends after {len(runs)} of {len(changes)} runs: {error}", stacklevel=2)
-            break
+        except LabError as error:
+            return runs, len(changes), error
         if runs[-1].asked_to_stop:
             break
-    return runs
+    return runs, len(changes), None
 
 
 def refuse_changes(config: lab.ConfigLike, changes: Any, arguments: Mapping[str, Any]) -> None:
@@ -190,19 +199,21 @@ def _trial(*, listeners: Any, **arguments: Any) -> Run:
 
 
 def whole_sweep(
-    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
 ) -> list[Run]:
     """A `sweep` whose final validation losses are needed, each one: evaluated at the end at least.
 
-    Raises UsageError where it was stopped before its last run.
+    Raises UsageError where it was stopped before its last run, and what a run raises.
     """
     resolved = lab.read_config(config)
     if resolved.eval_cadence is None and "eval_cadence" not in arguments:
         arguments["eval_cadence"] = resolved.max_steps
-    runs = sweep(resolved, changes, data, **arguments)
-    if len(runs) < len(changes):
+    runs, n_runs, error = _swept(resolved, changes, data, arguments)
+    if error is not None:
+        raise error
+    if len(runs) < n_runs:
         raise UsageError(
-            f"stopped in run {len(runs)} of {len(changes)}, {runs[-1].title}; all of them are needed: call it again"
+            f"stopped in run {len(runs)} of {n_runs}, {runs[-1].title}; all of them are needed: call it again"
         )
     return runs
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lmlab.config import find_file, find_runs_dir
+from lmlab.config import find_folder, find_runs_dir
 from lmlab.errors import DataError, TokenizerError
 from lmlab.files import (
     atomic_folder,
@@ -38,7 +38,7 @@ IDS, MANIFEST = "ids.bin", "manifest.json"
 def find_cache_dir() -> Path:
     """Where tokens are kept: LMLAB_CACHE_DIR, else `.cache/lmlab` beside the runs."""
     named = os.environ.get("LMLAB_CACHE_DIR")
-    return find_file(named) if named else find_runs_dir().parent / ".cache" / "lmlab"
+    return find_folder(named, "", "") if named else find_runs_dir().parent / ".cache" / "lmlab"
 
 
 def kept(name: str, read: Callable[[Path], Kept | None], make: Callable[[Path], None], notice: str) -> Kept:

@@ -268,10 +268,12 @@ class Trainer:
                 self.sample()
         except DivergedError:  # the weights are damaged
             raise
-        except Exception:  # of too little memory, say: no step that was made is lost
+        except Exception:  # of too little memory, say: alone, the steps that were made are saved first
             if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
-                with contextlib.suppress(LabError):  # what came first is what the user is to read
+                try:
                     self.save_checkpoint()
+                except LabError as error:  # what came first is what the user is to read
+                    self.tell("warning", message=str(error))
             raise
         if self.folder is not None:
             self._await_saving()

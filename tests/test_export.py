@@ -321,3 +321,20 @@ def test_a_state_that_names_no_model_is_refused(published: Path, models: Path, t
     with pytest.raises(CheckpointError, match="does not say what model it is"):
         register_checkpoint(saved, "tuned", models)
     assert json.loads(Registry(models).file.read_text())["models"].keys() == {"base"}
+
+
+def test_a_disk_that_takes_no_entry_leaves_the_name_free(
+    tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_checkpoint(tmp_path / "runs", trained(published / "qwen2"), HFTokenizer(published / "qwen2"))
+    models = tmp_path / "models"
+    with monkeypatch.context() as patch:
+
+        def full(path: Path, data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("lmlab.registry.write_atomic", full)
+        with pytest.raises(RegistryError, match="No space left on device"):
+            register_checkpoint(saved, "late", models)
+    assert not (models / "late").exists()
+    assert register_checkpoint(saved, "late", models).model_name == "late"

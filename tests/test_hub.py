@@ -952,7 +952,7 @@ def test_what_a_model_lacks_or_does_not_take_is_said(tiny_qwen: Path, models: Pa
         "model: model.layers.0.self_attn.q_proj.lora_A.weight and 1 more of its files are no part of this model, and are "
         "left out"
     ) in told
-    assert "model: it has no tokenizer: it can be trained with a tokenizer_override, and cannot write before" in told
+    assert "model: it has no tokenizer: it cannot write yet; train it with a tokenizer_override" in told
 
 
 @pytest.mark.parametrize(
@@ -963,6 +963,9 @@ def test_what_a_model_lacks_or_does_not_take_is_said(tiny_qwen: Path, models: Pa
         ("language: en\nlicense:\n- mit\n- apache-2.0\ntags:\n- x\n", "mit, apache-2.0"),
         ("license: [mit, bsd]\n", "mit, bsd"),
         ("license: other\nlicense_name: qwen-research\n", "qwen-research"),
+        ("license: other\n", "other"),
+        ("license: mit  # see LICENSE\n", "mit"),
+        ("license: null\n", None),
         ("tags:\n- license\n", None),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from tiny_config import TINY
 
 from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
-from lmlab.errors import LabError, TokenizerError, UsageError
+from lmlab.errors import LabError, RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.sampling import until_end, write, write_samples
@@ -101,3 +101,12 @@ def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
         UsageError, match=f"the prompt has {n_tokens:,} tokens, and the model takes 128 in all; shorten it"
     ):
         write(adapter, tokenizer, long, 1, SamplingSettings(5))
+
+
+def test_a_run_writes_whatever_the_registry_looks_like(run: lab.Run, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "registry.json").write_text("{,")
+    folders = {"runs_dir": run.folder.parent, "models_dir": tmp_path / "models"}
+    assert write_samples("r-1", **folders) == write_samples(run.folder)
+    with pytest.raises(RegistryError):
+        write_samples("nobody", **folders)

@@ -400,7 +400,7 @@ def test_a_run_that_went_on_since_it_was_looked_at_is_not_taken_back(tiny: dict[
     def meanwhile(_trainer: Any) -> None:
         lab.resume(run.folder, listeners=[], max_steps=6)
 
-    with pytest.raises(RunError, match="went on to step 6 meanwhile, in another process; resume it again"):
+    with pytest.raises(RunError, match=r"another process went on with the run .* meanwhile; resume it again"):
         lab.resume(run.folder, listeners=[], max_steps=5, on_ready=meanwhile)
     assert checkpoint.steps(run.folder / "checkpoints")[-1] == 6
     assert not list(run.folder.glob("superseded-*"))
@@ -412,5 +412,4 @@ def test_checkpoints_behind_a_link_stay_on_their_disk(tiny: dict[str, Any], corp
     (run.folder / "checkpoints").rename(tmp_path / "disk" / "kept")
     (run.folder / "checkpoints").symlink_to(tmp_path / "disk" / "kept")
     lab.resume(run.folder / "checkpoints" / "step-00000002", runs_dir=run.folder.parent, listeners=[], max_steps=3)
-    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["kept", "superseded-1"]
-    assert [path.name for path in (tmp_path / "disk" / "superseded-1").iterdir()] == ["step-00000004"]
+    assert [path.name for path in (tmp_path / "disk" / "kept" / "superseded-1").iterdir()] == ["step-00000004"]

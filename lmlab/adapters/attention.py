@@ -19,12 +19,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from lmlab.adapters.fused import FAMILIES
 from lmlab.devices import product_type
 from lmlab.transformer import BlockCausalAttention, products_are_faster, turned
 
 NAME = "lmlab_blocks"  # under which transformers knows it
 ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not )?in)[^\n]*[\"']sdpa[\"']")
-TURNING = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")  # the whole width of each head
+TURNING = {f"{family}Attention" for family in FAMILIES}  # they turn the whole width of each head
 OWN_SCORES = ("softcap", "s_aux", "position_bias", "cache")  # what changes the scores or what is looked at
 
 

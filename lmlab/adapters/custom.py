@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmlab.adapters.base import BaseAdapter, capture
-from lmlab.adapters.head import CHUNK_ELEMENTS, IGNORED, chunked_cross_entropy
+from lmlab.adapters.head import CHUNK_ELEMENTS, chunked_cross_entropy
 from lmlab.config import TrainingConfig
+from lmlab.data import IGNORED
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
 from lmlab.transformer import Attention, Cache, Transformer, attention_probabilities

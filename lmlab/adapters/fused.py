@@ -21,9 +21,9 @@ from lmlab.modes import in_mode
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")  # those that linear layers alone read
 GATED = ("gate_proj", "up_proj", "down_proj")
 LARGE = 1000.0  # times which an input shows what is cut off
-KNOWN = {  # classes that compute just this, for models that have shapes but no numbers to try it with
-    f"{family}{part}" for family in ("Llama", "Mistral", "Qwen2", "Qwen3") for part in ("RMSNorm", "MLP")
-}
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # as transformers calls their classes
+# Classes that compute just this, for models that have shapes but no numbers to try it with.
+KNOWN = {f"{family}{part}" for family in FAMILIES for part in ("RMSNorm", "MLP")}
 
 
 class RootMeanSquareNorm(torch.autograd.Function):

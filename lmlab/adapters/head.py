@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100  # a target that counts for nothing: padding, or what follows the end of a document
+from lmlab.data import IGNORED
+
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MB in fp32
 CHUNK_TOKENS = 256  # of so many in bf16, if 64 MB hold them: each chunk passes over the whole gradient of the head
 LOGITS_IN_CACHE = 1 << 20  # made probabilities at a time on a processor
