@@ -16,13 +16,14 @@ class Beside:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._thread: tuple[ThreadPoolExecutor, World] | None = None
+        self._aside: World | None = None  # what the thread may talk in
+        self._thread: ThreadPoolExecutor | None = None
         self._work: Future[object] | None = None
 
     def prepare(self) -> None:
         """Make what work needs now, so that what stands in its way is known before it is begun."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmlab"), self._world.aside()
+        if self._aside is None:
+            self._aside = self._world.aside()
 
     @property
     def busy(self) -> bool:
@@ -33,9 +34,10 @@ class Beside:
         """Begin work, which is given the world that it may talk in. What was begun before must have been waited for."""
         assert self._work is None
         self.prepare()
-        assert self._thread is not None
-        executor, world = self._thread
-        self._work = executor.submit(_done, work, world)
+        assert self._aside is not None
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmlab")
+        self._work = self._thread.submit(_done, work, self._aside)
 
     def is_done(self) -> bool:
         """Whether the work is done on every rank."""
@@ -48,6 +50,12 @@ class Beside:
             self._work = None
             if error is not None:
                 raise error
+
+    def close(self) -> None:
+        """End the thread, when it is done. What is begun later has another."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
 
 def _done(work: Callable[[World], object], world: World) -> None:

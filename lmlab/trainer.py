@@ -244,6 +244,7 @@ class Trainer:
                 self._await_saving()
             except LabError as error:  # where something is still being written, another error came first
                 self.tell("warning", message=str(error))
+            self._beside.close()
             self.tell("run_end", status=status, seconds=round(time.perf_counter() - started, 3))
         return status
 

@@ -62,6 +62,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(disk: SlowDisk, corpus: 
     assert told.index(("step", 7)) < told.index(("checkpoint", 7))
     assert {thread.partition("_")[0] for thread in disk.writers} == {"lmlab", "MainThread"}
     assert checkpoint.load(run.folder / "checkpoints" / "step-00000003").step == 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lmlab")], "it ends with the run"
 
 
 def test_the_next_checkpoint_waits_for_the_one_before(disk: SlowDisk, corpus: Path) -> None:
