@@ -160,7 +160,6 @@ def collect(
 
     copied: into the processor's memory, so that the originals may go on changing.
     """
-
     weights = {name: kept for name, tensor in model.items() if (kept := gather(tensor, world, copied)) is not None}
     dealt_out = any_spread(optimizer.values())
     own = {name: own_part(t.detach()) for name, t in optimizer.items() if is_spread(t) or world.leads}
@@ -266,9 +265,7 @@ def verify(folder: Path | str) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: the folder does not exist; list-runs shows what there is")
     listed = read_manifest(folder)
-    found = {name for name in files_below(folder) if name in listed or not is_hidden(PurePath(name))}
-    templates = {PurePath(name) for name in files_below(folder) if name.endswith(".jinja")}
-    found |= {path.as_posix() for path in templates if path.parent.name == "additional_chat_templates"}
+    found = {name for name in files_below(folder) if name in listed or is_read(PurePath(name))}
     for name in sorted(listed.keys() | found):
         if name not in listed:
             raise CheckpointError(f"{folder / name} is not in the checkpoint's manifest; remove it, or use another one")
@@ -282,6 +279,11 @@ def verify(folder: Path | str) -> None:
             raise CheckpointError(
                 f"{folder / name} is damaged: its sha256 is not the saved one; use an older checkpoint"
             )
+
+
+def is_read(path: PurePath) -> bool:
+    """Whether anybody reads a file of a checkpoint: of hidden ones transformers reads further chat templates."""
+    return not is_hidden(path) or (path.parent.name == "additional_chat_templates" and path.suffix == ".jinja")
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:

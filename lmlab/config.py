@@ -351,8 +351,7 @@ class TrainingConfig(BaseModel):
 
         What was left at its default counts as not named there, either: a resumed run keeps its own value of it.
         """
-        named = {name: value for name, value in self.to_dict().items() if name in self.model_fields_set}
-        return TrainingConfig(**{**named, **overrides})
+        return TrainingConfig(**{**self.model_dump(mode="json", exclude_unset=True), **overrides})
 
     @property
     def config_hash(self) -> str:
@@ -416,7 +415,7 @@ def find_runs_dir(runs_dir: Path | str | None = None) -> Path:
     return find_folder(runs_dir, "LMLAB_RUNS_DIR", "runs")
 
 
-def find_folder(named: Path | str | None, variable: str, default: str) -> Path:
+def find_folder(named: Path | str | None, variable: str, default: Path | str) -> Path:
     """Where things of a kind are kept: `named` looked up as every path, else an environment variable's, else `default`
     under `home()`. A new relative one goes under LMLAB_HOME where that is set. Raises UsageError where `named` is empty."""
     if named is None:
@@ -424,8 +423,9 @@ def find_folder(named: Path | str | None, variable: str, default: str) -> Path:
     if named is None:
         return (home() / default).absolute()
     found = find_file(named)
-    new = bool(os.environ.get("LMLAB_HOME")) and not found.is_absolute() and not os.path.lexists(found)
-    return (home() / found if new else found).absolute()
+    if os.environ.get("LMLAB_HOME") and not os.path.lexists(found):
+        found = home() / found
+    return found.absolute()
 
 
 def find_file(path: Path | str) -> Path:

@@ -185,18 +185,14 @@ def files_of(path: Path) -> list[Path]:
                 continue
             seen.add((stat.st_dev, stat.st_ino))
             begins += [Path(folder, name) for name in shown if name not in folders]
-            found += [Path(folder, name) for name in names if is_text(name) and not is_hidden(Path(name))]
+            texts = (name for name in names if name.lower().endswith(".txt"))
+            found += [Path(folder, name) for name in texts if not is_hidden(Path(name))]
     once: dict[tuple[int, int], Path] = {}  # links and all, by the first of its names
     for file in sorted(found):
         if file.is_file():
             status = file.stat()
             once.setdefault((status.st_dev, status.st_ino), file)
     return list(once.values())
-
-
-def is_text(name: str) -> bool:
-    """Whether a file of a folder is one of its documents."""
-    return name.lower().endswith(".txt")
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

@@ -286,5 +286,4 @@ def read_json(path: Path | str) -> Any:
 
 def describe_os_error(error: OSError) -> str:
     """An OSError in words for a user: `No space left on device`, without numbers and names."""
-    said = error.strerror or str(error) or type(error).__name__
-    return said.partition(": ")[0] if error.strerror is None else said  # a library adds the path, which is said besides
+    return error.strerror or str(error) or type(error).__name__

@@ -285,14 +285,16 @@ class Registry:
             for name, value in list(models.items()):
                 flaw = self._flaw(name, value)
                 reason = flaw or self._missing(Entry.model_validate(value))
+                if reason is None:
+                    continue
                 path = self.models_dir / value["local_path"] if flaw is None else None
-                if path is not None and path.is_symlink() and not is_there(path, bool):
+                all_gone = path is not None and not is_there(path, bool)
+                if all_gone and path is not None and path.is_symlink():
                     problems.append(Problem(name, f"the link {path} leads nowhere; is its disk there?"))
-                elif reason is not None:
-                    all_gone = path is not None and not is_there(path, bool)
-                    done = "removed" if all_gone or not fix else self._set_aside(name, value)
-                    problems.append(Problem(name, reason, done if fix else ""))
-                    del models[name]
+                    continue
+                done = "removed" if all_gone or not fix else self._set_aside(name, value)
+                problems.append(Problem(name, reason, done if fix else ""))
+                del models[name]
             used = {value["local_path"] for value in models.values()}
             for path, reason in self._orphans(used):
                 problems.append(Problem(path.name, reason, self._clear(path) if fix else ""))
@@ -301,9 +303,7 @@ class Registry:
     def _set_aside(self, name: str, value: Any) -> str:
         """Keep an entry that is taken out of the registry in a file of its own; returns what was done."""
         path = self._unregistered(f"{name if is_name(name) else 'entry'}.json")
-        write_atomic(
-            path, json.dumps({name: value}, indent=2).encode()
-        )  # whatever it holds, numbers that are none, too
+        write_atomic(path, json.dumps({name: value}, indent=2).encode())  # whatever it holds, NaN, too
         return f"removed; {UNREGISTERED}/{path.name} is what it was"
 
     def _unregistered(self, name: str) -> Path:

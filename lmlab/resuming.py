@@ -99,8 +99,7 @@ def saved_config(saved: Checkpoint) -> TrainingConfig:
 
 def named_fields(config: TrainingConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a user named, in a config or besides; those left out are not among them."""
-    values = config.to_dict()
-    return {**{name: values[name] for name in config.model_fields_set}, **overrides}
+    return {**config.model_dump(mode="json", exclude_unset=True), **overrides}
 
 
 def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | None = None) -> TrainingConfig:

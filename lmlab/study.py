@@ -136,9 +136,7 @@ def sweep(
     the sweep with the run that it stops, the last one returned, and between two runs with those that were made; so does
     an error after the first run, with a warning. All changes are checked before the first run. Raises a LabError.
     """
-    runs, _, error = _swept(config, changes, data, arguments)
-    if error is not None and not runs:
-        raise error
+    runs, error = _swept(config, changes, data, arguments)
     if error is not None:
         warnings.warn(f"the sweep ends after {len(runs)} runs: {error}", stacklevel=2)
     return runs
@@ -146,8 +144,8 @@ def sweep(
 
 def _swept(
     config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None, arguments: Mapping[str, Any]
-) -> tuple[list[Run], int, LabError | None]:
-    """The runs of a sweep, how many there were to be, and the error that ended it, such as of a full disk."""
+) -> tuple[list[Run], LabError | None]:
+    """The runs of a sweep, and the error that ended it after some, such as of a full disk."""
     changes = changes if isinstance(changes, Mapping) else list(changes)
     refuse_changes(config, changes, arguments)
     place = Display() if in_notebook() else None
@@ -162,10 +160,12 @@ def _swept(
                 raise
             break
         except LabError as error:
-            return runs, len(changes), error
+            if not runs:
+                raise
+            return runs, error
         if runs[-1].asked_to_stop:
             break
-    return runs, len(changes), None
+    return runs, None
 
 
 def refuse_changes(config: lab.ConfigLike, changes: Any, arguments: Mapping[str, Any]) -> None:
@@ -199,7 +199,7 @@ def _trial(*, listeners: Any, **arguments: Any) -> Run:
 
 
 def whole_sweep(
-    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
 ) -> list[Run]:
     """A `sweep` whose final validation losses are needed, each one: evaluated at the end at least.
 
@@ -208,12 +208,12 @@ def whole_sweep(
     resolved = lab.read_config(config)
     if resolved.eval_cadence is None and "eval_cadence" not in arguments:
         arguments["eval_cadence"] = resolved.max_steps
-    runs, n_runs, error = _swept(resolved, changes, data, arguments)
+    runs, error = _swept(resolved, changes, data, arguments)
     if error is not None:
         raise error
-    if len(runs) < n_runs:
+    if len(runs) < len(changes):
         raise UsageError(
-            f"stopped in run {len(runs)} of {n_runs}, {runs[-1].title}; all of them are needed: call it again"
+            f"stopped in run {len(runs)} of {len(changes)}, {runs[-1].title}; all of them are needed: call it again"
         )
     return runs
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,8 +36,7 @@ IDS, MANIFEST = "ids.bin", "manifest.json"
 
 def find_cache_dir() -> Path:
     """Where tokens are kept: LMLAB_CACHE_DIR, else `.cache/lmlab` beside the runs."""
-    named = os.environ.get("LMLAB_CACHE_DIR")
-    return find_folder(named, "", "") if named else find_runs_dir().parent / ".cache" / "lmlab"
+    return find_folder(None, "LMLAB_CACHE_DIR", find_runs_dir().parent / ".cache" / "lmlab")
 
 
 def kept(name: str, read: Callable[[Path], Kept | None], make: Callable[[Path], None], notice: str) -> Kept:

@@ -172,7 +172,7 @@ class Trainer:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([devices.row_norms(p.grad) for p in parameters if p.grad is not None])
         length = float(ranks.whole(norm))
-        if self.config.grad_clip is not None and not length <= self.config.grad_clip:
+        if self.config.grad_clip is not None and length > self.config.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         return length
 
@@ -280,9 +280,7 @@ class Trainer:
             self._await_saving()
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
-            elif (
-                self.progress.claim_best(self.step) and self.world.leads
-            ):  # saved by its cadence, before this evaluation
+            elif self.progress.claim_best(self.step) and self.world.leads:  # its cadence saved before this evaluation
                 with checkpoint.errors_named(self.folder):
                     checkpoint.set_best(self.folder / "checkpoints", self.step)
         return "completed" if self.finished else "stopped"

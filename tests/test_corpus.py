@@ -370,6 +370,7 @@ def test_a_folder_gives_each_text_once_whatever_it_is_called(tmp_path: Path) -> 
         ("hello".encode("utf-16"), "is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
         (gzip.compress(b"hello"), "is compressed by gzip; unpack it first"),
     ],
+    ids=["UTF-16", "gzip"],
 )
 def test_text_in_another_wrapping_is_named(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)

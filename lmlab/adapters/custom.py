@@ -124,7 +124,8 @@ class CustomTransformerAdapter(BaseAdapter):
             model.materialise()
             adapter.load_tensors(tensors)
         except OSError as error:
-            raise CheckpointError(f"cannot read {weights}: {describe_os_error(error)}") from error
+            reason = describe_os_error(error).removesuffix(f": {weights}")  # the library names it, too
+            raise CheckpointError(f"cannot read {weights}: {reason}") from error
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{weights} does not fit its config.json: {error}") from error
         return adapter if dtype is None else adapter.to(dtype)

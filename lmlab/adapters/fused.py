@@ -85,7 +85,7 @@ def fuse(model: nn.Module) -> int:
             module.forward = functools.partial(training_or, module.forward, norm_of, module)
             fused += 1
         elif is_gated(module):
-            module.forward = functools.partial(training_or, module.forward, feed_forward_of, module)
+            module.forward = functools.partial(feed_forward, module.forward, module)
             fused += 1
     return fused
 
@@ -98,15 +98,20 @@ def training_or(plain: Any, fused: Any, module: nn.Module, x: Tensor, *rest: Any
     return fused(module, x) if torch.is_grad_enabled() and not rest and not more else plain(x, *rest, **more)
 
 
+def feed_forward(plain: Any, module: Any, x: Tensor, *rest: Any, **more: Any) -> Any:
+    """`training_or` of a feed-forward, unless a layer was replaced since, or is watched."""
+    if not all(is_plain(getattr(module, name)) for name in GATED):
+        return plain(x, *rest, **more)
+    return training_or(plain, feed_forward_of, module, x, *rest, **more)
+
+
 def norm_of(module: Any, x: Tensor) -> Any:
     """What the norm of a module of transformers makes of x."""
     return RootMeanSquareNorm.apply(x, module.weight, module.variance_epsilon)
 
 
 def feed_forward_of(module: Any, x: Tensor) -> Any:
-    """What the feed-forward of a module of transformers makes of x; its own way if a layer is no longer plain."""
-    if not all(is_plain(getattr(module, name)) for name in GATED):
-        return type(module).forward(module, x)
+    """What the feed-forward of a module of transformers makes of x."""
     return GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
 
 

@@ -29,6 +29,7 @@ from lmlab.errors import ConfigError
 from lmlab.modes import in_mode
 from lmlab.ranks import any_spread
 
+UNMOVED = 1e-5  # share of the logits by which they move in fp32 where nothing but the order of sums is another
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f", "embedding_norm")
 
 
@@ -429,9 +430,6 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
     spread = (alone - alone.mean()).norm()
     rounding = 1e-4 if weight.dtype == torch.float32 else 2e-2  # other sizes, other kernels
     return bool((moved - packed).norm() <= UNMOVED * spread and (packed - alone).norm() <= rounding * spread)
-
-
-UNMOVED = 1e-5  # share of the logits by which they move in fp32 where nothing but the order of sums is another
 
 
 def experts_of(config: PreTrainedConfig) -> tuple[int, float]:

@@ -46,15 +46,16 @@ class MarkedKernel:
         return found
 
     def interrupt_once(self, name: str, phase: str, draw: random.Random) -> tuple[float, str]:
-        """Run a cell that trains, and press the button in a phase: when that was, and which phase it hit."""
+        """Run a cell that trains, and press the button in a phase: when that was done, and which phase it hit."""
         cell = self.kernel.begin(f"run = lab.run(settings, data, run_name={name!r})", status="run.status")
         os.set_blocking(self.pipe, True)
         marks = wait_for(phase, self.pipe, draw)
-        sent = time.time()
+        pressed = time.time()
         self.kernel.manager.interrupt_kernel()
+        sent = time.time()  # until now, steps may end that nobody was asked to stop
         reply, _ = self.kernel.finish(cell)
         assert reply["status"] == "ok", "\n".join(reply.get("traceback", ()))
-        return sent, phase_at(sent, marks + self.marks())
+        return sent, phase_at(pressed, marks + self.marks())
 
 
 def test_20_interrupts_of_a_kernel_in_each_phase(

@@ -104,12 +104,13 @@ def interrupt_once(arguments: list[str], number: int, phase: str, draw: random.R
     pid = fork(work)
     os.close(writing)
     marks = wait_for(phase, reading, draw)
-    sent = time.time()
+    asked = time.time()
     os.kill(pid, number)
+    sent = time.time()
     while (mark := next_mark(reading)) is not None:
         marks.append(mark)
     os.close(reading)
-    return ended(pid), sent, phase_at(sent, marks)
+    return ended(pid), sent, phase_at(asked, marks)
 
 
 def interrupt_20_times_in_each_phase(corpus: str) -> None:
