@@ -38,11 +38,14 @@ class Cache:
     """Keys and values of the tokens seen so far, as many as the attention window can reach.
 
     position: tokens seen. One buffer per layer holds 2 × window tokens; when it is full, the last window moves to its
-    front, so that what is in sight is always one slice in order. steps: what takes single tokens, if not the blocks.
+    front, so that what is in sight is always one slice in order. steps: what takes single tokens, if not the model.
+    dtype: None is that of the first keys.
     """
 
-    def __init__(self, n_layers: int, window: int, steps: Sequence[Step] = ()) -> None:
-        self.window, self.position, self.steps = window, 0, steps
+    def __init__(
+        self, n_layers: int, window: int, steps: Steps | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.window, self.position, self.steps, self.dtype = window, 0, steps, dtype
         self._buffers: list[Tensor | None] = [None] * n_layers
         self._ends = [0] * n_layers
 
@@ -54,7 +57,7 @@ class Cache:
             seen = k_BHTK.new_empty(0) if buffer is None else buffer[..., end - old : end, :].clone()
             if buffer is None or old + T > buffer.size(-2):
                 B, H, _, K = k_BHTK.shape
-                buffer = k_BHTK.new_empty(2, B, H, max(2 * self.window, old + T), K)
+                buffer = k_BHTK.new_empty((2, B, H, max(2 * self.window, old + T), K), dtype=self.dtype)
                 self._buffers[layer] = buffer
             if old:
                 buffer[..., :old, :] = seen
@@ -281,7 +284,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         q_BHTK, k_BHSK, v_BHSK = self.project(x_BTD, table_2TK)
         if cache is not None:
-            k_BHSK, v_BHSK = cache.append(layer, k_BHSK, v_BHSK).unbind(0)
+            k_BHSK, v_BHSK = cache.append(layer, k_BHSK, v_BHSK).to(q_BHTK.dtype).unbind(0)
         y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS)
         y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(x_BTD.shape))
         return dropout(y_BTD, self.dropout, self.training)
@@ -363,12 +366,32 @@ class Step:
         qkv_B3HTK = qkv.view(B, 3, self.n_heads, 1, -1)
         qk_B2HTK = turned(normalised(qkv_B3HTK[:, :2])[0], *turn)
         k_BHSK, v_BHSK = cache.append(layer, qk_B2HTK[:, 1], qkv_B3HTK[:, 2]).unbind(0)
-        x_BD.add_(torch.mm(attend(qk_B2HTK[:, 0], k_BHSK, v_BHSK, None).reshape(B, -1), self.output))
+        y_BHTK = F.scaled_dot_product_attention(qk_B2HTK[:, 0].to(k_BHSK.dtype), k_BHSK, v_BHSK)
+        x_BD.add_(torch.mm(y_BHTK.reshape(B, -1).to(dtype), self.output))
         h_BF = torch.mm(F.layer_norm(x_BD, self.shape, self.feed_forward_norm).to(dtype), self.feed_forward_input)
         return x_BD.add_(torch.mm(h_BF.clamp_min_(0).square_(), self.feed_forward_output))
 
 
-def matrix_of(layer: nn.Linear) -> Tensor:
+class Steps:
+    """The model for a single token while sampling: its blocks, the last norm and the head."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.blocks = [Step(block) for block in model.blocks]
+        self.norm, self.head = model.norm.weight, matrix_of(model.embedding)
+
+    def __call__(self, x_BD: Tensor, table_2TK: Tensor, cache: Cache) -> Tensor:
+        """logits_BV of the token after this one, whose keys and values are added; the embedding is overwritten."""
+        turn = table_2TK.to(self.head.dtype).unbind(0)
+        # All is of the right type already.
+        with torch.autocast(x_BD.device.type, enabled=False), devices.products_of(x_BD):
+            with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
+                for layer, block in enumerate(self.blocks):
+                    x_BD = block(x_BD, turn, cache, layer)
+            cache.position += 1
+            return torch.mm(F.layer_norm(x_BD, self.norm.shape, self.norm).to(self.head.dtype), self.head)
+
+
+def matrix_of(layer: nn.Linear | nn.Embedding) -> Tensor:
     """A layer's matrix as `torch.mm` takes it, in the precision of products. Finding that takes as long as a small one."""
     return layer.weight.to(devices.product_type(layer.weight)).T
 
@@ -430,8 +453,8 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> Cache:
         """An empty key-value cache for `forward`."""
-        steps = [] if any_spread(self.parameters()) else [Step(block) for block in self.blocks]
-        return Cache(self.n_layers, self.max_seq_len, steps)
+        steps = None if any_spread(self.parameters()) else Steps(self)
+        return Cache(self.n_layers, self.max_seq_len, steps, devices.type_of_keys(self.embedding.weight))
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position, logits_BTV. ids_BT: int64.
@@ -439,7 +462,16 @@ class Transformer(nn.Module):
         With a cache, ids_BT are the tokens that follow those it has seen, and it is advanced. segments_BT numbers the
         documents packed into one window: no token looks into another document (not together with a cache).
         """
+        if self._steps(ids_BT, cache):
+            return self.next_logits(ids_BT, cache)[:, None]
         return self.head(self.hidden(ids_BT, cache, segments_BT))
+
+    def next_logits(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
+        """Logits of the token after ids_BT, logits_BV. Arguments as for `forward`."""
+        if cache is not None and (steps := self._steps(ids_BT, cache)):
+            table_2TK = self._rotary(cache.position + 1)[:, cache.position :]
+            return steps(self.embedding(ids_BT[:, 0]), table_2TK, cache)
+        return self.head(self.hidden(ids_BT, cache, segments_BT)[:, -1])
 
     def head(self, x_BTD: Tensor) -> Tensor:
         """Logits of the vocabulary from normalised hidden states, by the transposed embedding."""
@@ -449,8 +481,6 @@ class Transformer(nn.Module):
         """The last block's output after the final norm, x_BTD, from which `head` makes logits."""
         T, start = ids_BT.size(1), cache.position if cache is not None else 0
         table_2TK = self._rotary(start + T)[:, start : start + T]
-        if cache is not None and cache.steps and start and T == 1 and not (torch.is_grad_enabled() or self.training):
-            return self.norm(self._next(self.embedding(ids_BT[:, 0]), table_2TK, cache))[:, None]
         mask_TS = self._mask(T, min(start, self.max_seq_len - 1) + T, segments_BT)
         x_BTD = self.embedding(ids_BT)
         for layer, block in enumerate(self.blocks):
@@ -463,15 +493,11 @@ class Transformer(nn.Module):
             cache.position += T
         return self.norm(x_BTD)
 
-    def _next(self, x_BD: Tensor, table_2TK: Tensor, cache: Cache) -> Tensor:
-        """The last block's output for one token after those that the cache has seen, without calls of modules."""
-        turn = table_2TK.to(devices.product_type(x_BD)).unbind(0)
-        # Nothing is kept for a gradient, not even the count of writes to a tensor, and all is of the right type already.
-        with torch.inference_mode(), torch.autocast(x_BD.device.type, enabled=False):
-            for layer, step in enumerate(cache.steps):
-                x_BD = step(x_BD, turn, cache, layer)
-        cache.position += 1
-        return x_BD
+    def _steps(self, ids_BT: Tensor, cache: Cache | None) -> Steps | None:
+        """What takes ids_BT, where they are one token after others that needs no gradient."""
+        if cache is None or cache.position == 0 or ids_BT.size(1) > 1 or torch.is_grad_enabled() or self.training:
+            return None
+        return cache.steps
 
     def _mask(self, T: int, S: int, segments_BT: Tensor | None) -> Tensor | None:
         if T == 1 or (T == S <= self.max_seq_len and segments_BT is None):

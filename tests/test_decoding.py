@@ -85,6 +85,18 @@ def test_other_kinds_are_left_to_transformers(tmp_path: Path, family: str) -> No
     assert isinstance(adapter.new_cache(1), DynamicCache)
 
 
+@pytest.mark.parametrize(("family", "plain"), [("gemma", True), ("gpt2", False)])
+def test_single_tokens_go_past_onednn_where_all_matrices_are_linear_layers(
+    tmp_path: Path, family: str, plain: bool
+) -> None:
+    adapter = loaded(tmp_path, family)
+    enabled: list[bool] = []
+    adapter.model.register_forward_pre_hook(lambda module, arguments: enabled.append(torch.backends.mkldnn.enabled))
+    adapter.generate(ids(adapter, 9, rows=1), SamplingSettings(4, temperature=0.0))
+    assert enabled[-4:] == [True, *[not plain] * 3], "the prompt, then one token at a time"
+    assert torch.backends.mkldnn.enabled
+
+
 def test_a_window_that_slides_is_left_to_transformers(tmp_path: Path) -> None:
     adapter = loaded(tmp_path, "mistral", sliding_window=64)  # longer than what is tried
     cache = adapter.new_cache(2)

@@ -87,6 +87,28 @@ def test_autocast_computes_in_the_precision_that_is_named() -> None:
         assert (a @ a).dtype == torch.float32
 
 
+def test_a_few_vectors_are_multiplied_without_onednn_which_is_back_afterwards_whatever_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(300, 700, generator=generator).bfloat16()
+    for rows, without in ((1, True), (2, True), (3, False)):
+        x_NI = torch.randn(rows, 700, generator=generator).bfloat16()
+        with devices.products_of(x_NI):
+            assert torch.backends.mkldnn.enabled is not without
+            y_NO = torch.mm(x_NI, weight_OI.T)
+        exact_NO = x_NI.double() @ weight_OI.double().T
+        assert (y_NO.double() - exact_NO).norm() < 4e-3 * exact_NO.norm()
+        assert torch.backends.mkldnn.enabled
+    with pytest.raises(KeyError), devices.products_of(torch.ones(1)):
+        raise KeyError
+    assert torch.backends.mkldnn.enabled
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    with devices.products_of(torch.ones(1)):
+        pass
+    assert not torch.backends.mkldnn.enabled, "whoever switched it off finds it so"
+
+
 def test_peak_is_measured_once_and_moves_no_random_number() -> None:
     torch.manual_seed(2)
     before = torch.get_rng_state()

@@ -57,7 +57,7 @@ class CustomTransformerAdapter(BaseAdapter):
     def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
         """logits_BV of the token that follows ids_BT, cache as for `logits`."""
         segments_BT = None if cache is not None else self.segments(ids_BT)
-        return self.model.head(self.model.hidden(ids_BT, cache, segments_BT)[:, -1])
+        return self.model.next_logits(ids_BT, cache, segments_BT)
 
     def new_cache(self, batch_size: int) -> Cache:
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""

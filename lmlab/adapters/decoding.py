@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lmlab import devices
 from lmlab.adapters.fused import GATED
-from lmlab.devices import product_type
 from lmlab.transformer import matrix_of, turned
 
 ROOM = 256  # tokens for which there is room at least, beyond those that were seen
@@ -34,7 +34,7 @@ class Norm:
     that of products after it."""
 
     def __init__(self, module: Any) -> None:
-        self.weight, self.dtype = module.weight, product_type(module.weight)
+        self.weight, self.dtype = module.weight, devices.product_type(module.weight)
         self.epsilon = torch.tensor(module.variance_epsilon, device=self.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ class Decoding:
         """logits_BV of one token, whose keys and values are added."""
         x_BD: Tensor = self.base.embed_tokens(ids_B)
         turn = self._turn(x_BD)
-        with torch.autocast(x_BD.device.type, enabled=False):  # all is of the right type already
+        # All is of the right type already.
+        with torch.autocast(x_BD.device.type, enabled=False), devices.products_of(x_BD):
             with torch.inference_mode():  # nothing is kept for a gradient, not even the count of writes to a tensor
                 for layer in self.layers:
                     x_BD = layer(x_BD, turn, self.position)
@@ -150,7 +151,7 @@ class Decoding:
 
 def weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """What `product` takes. Asking a module for them again and again takes as long as a small product."""
-    return matrix_of(layer), None if layer.bias is None else layer.bias.to(product_type(layer.bias))
+    return matrix_of(layer), None if layer.bias is None else layer.bias.to(devices.product_type(layer.bias))
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ B batch, T time, D model width, V vocabulary, N tokens of a whole batch, R rows 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lmlab.adapters.decoding import Decoding, can_decode
 from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Joint, Lookup, Shaping, chunked_cross_entropy
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
-from lmlab.devices import recomputation
+from lmlab.devices import products_of, recomputation
 from lmlab.errors import ConfigError
 from lmlab.modes import in_mode
 from lmlab.ranks import any_spread
@@ -45,13 +46,15 @@ class CausalLMAdapter(BaseAdapter):
 
     shaping: what becomes of the head's product with the last hidden state, so that the loss can be chunked; False
     where the logits are made in another way. packs: whether restarting position ids keep the documents of a window
-    apart. decodes: whether tokens are sampled by `Decoding`. None: found out at the first use.
+    apart. decodes: whether tokens are sampled by `Decoding`. plain: whether all its matrices are linear layers'. None:
+    found out at the first use.
     """
 
     model: PreTrainedModel
     shaping: Shaping | Literal[False] | None = None
     packs: bool | None = None
     decodes: bool | None = None
+    plain: bool | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -113,7 +116,8 @@ class CausalLMAdapter(BaseAdapter):
         if isinstance(cache, Replay):
             cache.ids_BT = ids_BT if cache.ids_BT is None else torch.cat([cache.ids_BT, ids_BT], dim=1)
             return first(self.model(input_ids=cache.ids_BT, use_cache=False))[:, -ids_BT.size(1) :]
-        logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+        with products_of(ids_BT[:, 0]) if ids_BT.size(1) == 1 and self._plain() else contextlib.nullcontext():
+            logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
         return logits_BTV
 
     def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
@@ -170,6 +174,15 @@ class CausalLMAdapter(BaseAdapter):
             with in_mode(self.model, training=False):
                 self.decodes = can_decode(self.model)
         return self.decodes
+
+    def _plain(self) -> bool:
+        if self.plain is None:
+            self.plain = all(
+                isinstance(module, nn.Linear | nn.Embedding)
+                or all(p.dim() < 2 for p in module.parameters(recurse=False))
+                for module in self.model.modules()
+            )
+        return self.plain
 
     def architecture(self) -> dict[str, Any]:
         """What `config.json` holds: the config of transformers without the settings that every model has."""
