@@ -86,7 +86,7 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
             name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")
         }
         width = values["d_model"]
-        return Shape(custom=True, attention_width=width, key_value_width=width, kept_feed_forward=1, **values)
+        return Shape(custom=True, attention_width=width, key_value_width=width, **values)
     nested = architecture.get("text_config")
     values = {**architecture, **(nested if isinstance(nested, Mapping) else {})}
 

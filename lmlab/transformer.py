@@ -291,24 +291,24 @@ class Attention(nn.Module):
 
 
 class SquaredReLUFeedForward(torch.autograd.Function):
-    """max(x Iᵀ, 0)² Oᵀ, of which the maximum alone is kept: its gradient 2·max(x Iᵀ, 0) needs neither mask nor power."""
+    """max(x Iᵀ, 0)² Oᵀ, of which the maximum and its square are kept: a gradient 2·max(x Iᵀ, 0) needs no mask."""
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, input_FD: Tensor, output_DF: Tensor) -> Tensor:
         dtype = devices.product_type(x_BTD)
         x_ND = x_BTD.flatten(0, -2).to(dtype)
         positive_NF = (x_ND @ input_FD.to(dtype).mT).clamp_min_(0)
-        ctx.save_for_backward(x_ND, positive_NF, input_FD, output_DF)
-        ctx.dtype = x_BTD.dtype
         squares_NF = positive_NF * positive_NF  # of which autocast makes no fp32, as it does of powers on some devices
+        ctx.save_for_backward(x_ND, positive_NF, squares_NF, input_FD, output_DF)
+        ctx.dtype = x_BTD.dtype
         return (squares_NF @ output_DF.to(dtype).mT).view(x_BTD.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_ND, positive_NF, input_FD, output_DF = ctx.saved_tensors
+        x_ND, positive_NF, squares_NF, input_FD, output_DF = ctx.saved_tensors
         dy_ND = gradients[0].flatten(0, -2).to(x_ND.dtype)
-        d_output_DF = dy_ND.mT @ (positive_NF * positive_NF)
+        d_output_DF = dy_ND.mT @ squares_NF
         d_NF = (dy_ND @ (2 * output_DF.to(x_ND.dtype))).mul_(positive_NF)
         dx_ND = d_NF @ input_FD.to(x_ND.dtype)
         return dx_ND.view(gradients[0].shape).to(ctx.dtype), d_NF.mT @ x_ND, d_output_DF

@@ -327,7 +327,7 @@ def test_the_gradient_of_a_feed_forward_is_that_of_its_formula() -> None:
     assert torch.allclose(SquaredReLUFeedForward.apply(x_BTD, input_FD, output_DF), formula)
 
 
-def test_a_feed_forward_keeps_one_wide_tensor_for_the_backward_pass() -> None:
+def test_a_feed_forward_keeps_two_wide_tensors_for_the_backward_pass() -> None:
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -337,7 +337,7 @@ def test_a_feed_forward_keeps_one_wide_tensor_for_the_backward_pass() -> None:
     block = FeedForward(8, 512, dropout=0.0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(torch.randn(2, 16, 8))
-    assert sum(tensor.numel() == 2 * 16 * 512 for tensor in kept) == 1
+    assert sum(tensor.numel() == 2 * 16 * 512 for tensor in kept) == 2
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
