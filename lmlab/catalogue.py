@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmlab.entries import Entry
 from lmlab.events import Event, number, parse_line
 from lmlab.files import is_there, read_json, tree_size
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
 from lmlab.words import count, one_line, size, text_table
 
 COLUMNS = ("NAME", "TYPE", "PARAMETERS", "SIZE", "ORIGIN", "LICENCE")

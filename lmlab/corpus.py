@@ -19,9 +19,9 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from lmlab import storybook, token_cache
-from lmlab.config import find_file
 from lmlab.errors import DataError, TokenizerError
 from lmlab.files import describe_os_error, is_hidden, sha256_bytes, sha256_file
+from lmlab.places import find_file
 from lmlab.tokenizers import SEPARATOR, Ids, Tokenizer
 from lmlab.words import size
 

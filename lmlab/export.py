@@ -19,6 +19,7 @@ import yaml
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
+from lmlab.entries import Entry, FileInfo, check_name
 from lmlab.errors import CheckpointError, RegistryError
 from lmlab.events import Event, now, number, read
 from lmlab.files import (
@@ -31,7 +32,7 @@ from lmlab.files import (
     write_atomic,
 )
 from lmlab.origins import LICENSE_FILE, TOKENIZER_FILES
-from lmlab.registry import Entry, FileInfo, Registry, check_name
+from lmlab.registry import Registry
 from lmlab.words import count, one_line
 
 CARD = "README.md"

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import origins
+from lmlab.entries import Entry, FileInfo, check_name, is_name
 from lmlab.errors import HubError, LabError
 from lmlab.events import now
 from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
 from lmlab.hub_client import DISK_FULL, Unfinished, WrongHash, need_space
-from lmlab.registry import Entry, FileInfo, Registry, check_name, is_name
+from lmlab.registry import Registry
 from lmlab.sources import FromFolder, FromGguf, FromHub, ImportPlan, Origin, origin_of
 from lmlab.words import one_line
 

@@ -18,14 +18,16 @@ import torch
 from lmlab import checkpoint, devices, loading, parallel, provenance, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
-from lmlab.config import TrainingConfig, find_runs_dir
+from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
+from lmlab.entries import Entry, check_name
 from lmlab.errors import ConfigError, RegistryError, RunError, UsageError
 from lmlab.evaluate import evaluated_tokens, floor_of, seen_before
 from lmlab.events import now
 from lmlab.optim import create_optimizer
+from lmlab.places import find_models_dir, find_runs_dir
 from lmlab.record import Record, is_blank
-from lmlab.registry import Entry, Registry, check_name, find_models_dir
+from lmlab.registry import Registry
 from lmlab.resuming import (
     find_checkpoint,
     find_together,

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from lmlab import plain_yaml
-from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.config import TrainingConfig
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
+from lmlab.places import find_file, find_runs_dir
 from lmlab.record import LOG, find_run, left_by_launch
 from lmlab.session import disk_errors
 

@@ -10,12 +10,13 @@ import torch
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.checkpoint import opened
-from lmlab.config import TrainingConfig, find_file
+from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
 from lmlab.devices import pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import describe_os_error, read_json
+from lmlab.places import find_file
 from lmlab.registry import Registry
 from lmlab.tokenizers import CharTokenizer, Tokenizer
 from lmlab.transformer import Transformer

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab import gguf_header, plain_yaml
+from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
-from lmlab.registry import FILE_NAME
 from lmlab.words import one_line
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ import torch
 from lmlab import devices, hooks, loading, memory, parallel
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
-from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.config import TrainingConfig
 from lmlab.data import load_text, split_corpus
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.memory import Estimate
+from lmlab.places import find_file, find_runs_dir
 from lmlab.registry import Registry
 from lmlab.session import ignored_settings
 from lmlab.together import Together, plan_together, share_of

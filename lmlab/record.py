@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmlab.config import find_file
 from lmlab.errors import RunError
 from lmlab.events import parse_line
 from lmlab.files import (
@@ -27,6 +26,7 @@ from lmlab.files import (
     write_atomic,
 )
 from lmlab.history import History, as_mapping, as_text, timestamp
+from lmlab.places import find_file
 
 LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder

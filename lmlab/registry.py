@@ -12,16 +12,14 @@ import errno
 import itertools
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import ValidationError
 
-from lmlab.config import find_folder
+from lmlab.entries import REGISTRY_FILE, Entry, Link, Problem, is_name
 from lmlab.errors import ModelNotFound, RegistryError
 from lmlab.files import (
     TEMPORARY,
@@ -39,114 +37,14 @@ from lmlab.files import (
     tree_size,
     write_atomic,
 )
+from lmlab.places import find_models_dir
 from lmlab.words import one_line
 
-REGISTRY_FILE = "registry.json"
 VERSION = 1
 PARTIAL = ".partial-"  # begins the name of a folder that holds an import which is not complete
 UNREGISTERED = ".unregistered"  # where `validate` puts folders that no entry names: they may be all there is of a model
 IMPORT_LOCK = ".import-"  # begins the name of the lock that its import holds
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 LARGEST_REGISTRY = 256 << 20  # bytes; a larger file is none of ours
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` may name a model: `[a-z0-9][a-z0-9._-]{0,63}`, and not the registry's own file."""
-    return NAME.fullmatch(text) is not None and not text.startswith(REGISTRY_FILE)
-
-
-def check_name(name: str) -> str:
-    """The name itself. Raises RegistryError where it may not name a model."""
-    if not isinstance(name, str) or not is_name(name):
-        raise RegistryError(
-            f"{name!r} cannot name a model; use a-z, 0-9, dot, dash and underscore, beginning with a letter or digit, "
-            "64 at most"
-        )
-    return name
-
-
-def find_models_dir(models_dir: Path | str | None = None) -> Path:
-    """Where models are kept: `models_dir` looked up as every path, else LMLAB_MODELS_DIR, else `models` under `home()`."""
-    return find_folder(models_dir, "LMLAB_MODELS_DIR", "models")
-
-
-class FileInfo(BaseModel):
-    """Size in bytes and sha256 of one of a model's files, as they were when it was registered."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: NonNegativeInt
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-class Link(BaseModel):
-    """One ancestor: the model, and the run and step whose weights were taken; None where there is none of them."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-    model_name: str | None
-    run_id: str | None = None
-    step: int | None = None
-
-
-class Entry(BaseModel):
-    """What the registry knows of a model. `lineage` holds its ancestors, oldest first; the last is `fine_tuned_from`.
-
-    run_id, step: the run that made a fine-tuned model, and the step its weights are from. local_path: the model's
-    folder, a plain name inside the models folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    model_name: str
-    model_id: str | None = None
-    source: Literal["huggingface", "local", "gguf", "builtin", "fine-tuned", "custom"]
-    architecture_type: str
-    local_path: str
-    revision: str | None = None
-    files: dict[str, FileInfo] = Field(default_factory=dict)
-    license: str | None = None
-    n_parameters: NonNegativeInt = 0
-    size_bytes: NonNegativeInt = 0
-    created_at: str = ""
-    fine_tuned_from: str | None = None
-    fine_tuning_started_at: str | None = None
-    lineage: tuple[Link, ...] = ()
-    run_id: str | None = None
-    step: int | None = None
-
-    @field_validator("model_name", "local_path")
-    @classmethod
-    def _plain_name(cls, value: str) -> str:
-        if not is_name(value):
-            raise ValueError(f"{value!r} leaves the models folder or is no valid name")
-        return value
-
-    @field_validator("files")
-    @classmethod
-    def _plain_files(cls, value: dict[str, FileInfo]) -> dict[str, FileInfo]:
-        for name in value:
-            if not FILE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no plain file name")
-        return value
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that `validate` found: about which model or folder, what, and what was done about it, "" for nothing."""
-
-    name: str
-    message: str
-    done: str = ""
-
-    @property
-    def fixed(self) -> bool:
-        """Whether it is out of the way."""
-        return bool(self.done)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}" + (f" ({self.done})" if self.done else "")
 
 
 class Registry:

@@ -8,9 +8,10 @@ from typing import Any
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
-from lmlab.config import TrainingConfig, find_file
+from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.places import find_file
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG

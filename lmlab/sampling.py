@@ -10,11 +10,12 @@ import torch
 
 from lmlab import devices
 from lmlab.adapters.base import BaseAdapter
-from lmlab.config import TrainingConfig, find_file, find_runs_dir
+from lmlab.config import TrainingConfig
 from lmlab.errors import RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
+from lmlab.places import find_file, find_runs_dir
 from lmlab.registry import Registry
 from lmlab.resuming import find_checkpoint, saved_config
 from lmlab.tokenizers import Tokenizer

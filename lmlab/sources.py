@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from lmlab import hub_client, origins
-from lmlab.config import find_file
 from lmlab.errors import CheckpointError, HubError
 from lmlab.files import remove_tree
 from lmlab.hub_client import HubFile, Listing
+from lmlab.places import find_file
 from lmlab.words import count, one_line, size
 
 Kind = Literal["huggingface", "local", "gguf", "builtin"]

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from lmlab import lab
 from lmlab.comparison import distinct, smallest_difference
-from lmlab.config import find_runs_dir
+from lmlab.entries import Entry
 from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
 from lmlab.evaluate import token_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.lab import Run
 from lmlab.modes import in_mode
+from lmlab.places import find_runs_dir
 from lmlab.record import find_runs
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
 from lmlab.sampling import load_writer, sampled_with, write
 from lmlab.session import Ending
 from lmlab.sources import origin_of

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lmlab.config import find_folder, find_runs_dir
 from lmlab.errors import DataError, TokenizerError
 from lmlab.files import (
     atomic_folder,
@@ -28,6 +27,7 @@ from lmlab.files import (
     sweep,
     write_atomic,
 )
+from lmlab.places import find_folder, find_runs_dir
 from lmlab.tokenizers import Ids
 
 Kept = TypeVar("Kept")

@@ -12,11 +12,11 @@ from typing import Any
 from lmlab import words
 from lmlab.catalogue import as_tree, render_info
 from lmlab.comparison import distinct
-from lmlab.config import find_runs_dir
 from lmlab.faces import Face
 from lmlab.generate import SamplingSettings
 from lmlab.history import AXES
 from lmlab.lab import Run
+from lmlab.places import find_runs_dir
 from lmlab.record import Record, find_runs
 from lmlab.registry import Registry
 from lmlab.runs_table import LONGEST_TITLE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "files", "devices", "gguf_header", "modes", "plain_yaml", "problems", "ranks", "words"},
+    {"errors", "files", "devices", "gguf_header", "modes", "places", "plain_yaml", "problems", "ranks", "words"},
     {
         "progress",
         "storybook",
@@ -18,6 +18,7 @@ LEVELS = [
         "storybook_things",
         "storybook_plots",
         "config",
+        "entries",
         "events",
         "registry",
         "tokenizers",
@@ -45,6 +46,7 @@ LEVELS = [
         "adapters.fused",
         "adapters.attention",
         "adapters.decoding",
+        "adapters.documents",
     },
     {"record", "adapters.base", "adapters.pretrained"},
     {"adapters.custom", "adapters.huggingface", "comparison", "evaluate", "runs_table", "views"},
@@ -54,7 +56,7 @@ LEVELS = [
     {"lab"},
     {"planning", "sampling", "proof", "launching"},
     {"study", "scaling"},
-    {"cli", "faces", "forms", "widgets"},
+    {"cli", "commands", "faces", "forms", "widgets"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmlab.config import GROUPS, TrainingConfig, find_file, find_runs_dir, group_fields, home, parse_override
+from lmlab.config import GROUPS, TrainingConfig, group_fields, parse_override
 from lmlab.errors import ConfigError, UsageError
-from lmlab.registry import find_models_dir
+from lmlab.places import find_file, find_models_dir, find_runs_dir, home
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIFIED = {

@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmlab import hub
+from lmlab.entries import Entry
 from lmlab.errors import HubError, LabError, RegistryError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings
 from lmlab.hub_client import Unfinished, parse_address
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.origins import license_of
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
 from lmlab.tokenizers import Tokenizer
 
 QWEN = "Qwen/Qwen2.5-0.5B"

@@ -22,17 +22,10 @@ from transformers.utils import logging
 
 from lmlab.adapters import head, huggingface
 from lmlab.adapters.attention import Turned
+from lmlab.adapters.documents import in_rows, keeps_documents_apart
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm
 from lmlab.adapters.head import Joint, Shaping
-from lmlab.adapters.huggingface import (
-    CausalLMAdapter,
-    QwenAdapter,
-    adapter_for,
-    architecture_type_of,
-    in_rows,
-    keeps_documents_apart,
-    shaping_of,
-)
+from lmlab.adapters.huggingface import CausalLMAdapter, QwenAdapter, adapter_for, architecture_type_of, shaping_of
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings, generate

@@ -16,9 +16,11 @@ import pytest
 import lmlab.registry as registry_module
 from lmlab import files
 from lmlab.catalogue import render_info, render_list
+from lmlab.entries import Entry, FileInfo, check_name
 from lmlab.errors import ModelNotFound, RegistryError
 from lmlab.files import sha256_file
-from lmlab.registry import Entry, FileInfo, Registry, check_name, find_models_dir
+from lmlab.places import find_models_dir
+from lmlab.registry import Registry
 
 HOSTILE_NAMES = [
     "..",
@@ -282,7 +284,8 @@ def test_fix_keeps_the_models_of_a_registry_that_was_lost(tmp_path: Path) -> Non
 
 ADDER = """
 import sys
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
+from lmlab.entries import Entry
 registry = Registry(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -393,7 +396,8 @@ import os, signal, sys
 from pathlib import Path
 import filelock
 from lmlab.files import remove_tree, sha256_file
-from lmlab.registry import Entry, FileInfo, Registry
+from lmlab.registry import Registry
+from lmlab.entries import Entry, FileInfo
 
 registry = Registry(sys.argv[1])
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}

@@ -20,11 +20,11 @@ from run_logs import RunWriter, write_run
 
 from lmlab import words
 from lmlab.console import Console
+from lmlab.entries import Entry
 from lmlab.errors import UsageError
 from lmlab.events import read
 from lmlab.history import History
 from lmlab.record import Record
-from lmlab.registry import Entry
 from lmlab.views import cards, live, plots
 from lmlab.views.curves import smooth, thin, ticks, value_range
 from lmlab.views.figure import figure_html, figure_png, label

@@ -183,6 +183,12 @@ def answers_alike(model: PreTrainedModel) -> bool:
     return bool((one - other).norm() <= tolerance * (other - other.mean()).norm())
 
 
+def all_linear(model: nn.Module) -> bool:
+    """Whether all matrices of a model are those of linear layers and embeddings."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Linear | nn.Embedding))
+    return all(parameter.dim() < 2 for module in others for parameter in module.parameters(recurse=False))
+
+
 def built_alike(model: PreTrainedModel) -> bool:
     """Whether the modules are there, each of the kind that is expected, and attention looks at all tokens."""
     base, head = model.base_model, model.get_output_embeddings()

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError
 from lmlab.files import describe_os_error, read_json
-from lmlab.registry import FILE_NAME
 from lmlab.words import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

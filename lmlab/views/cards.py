@@ -16,9 +16,9 @@ import numpy as np
 from lmlab import words
 from lmlab.catalogue import as_tree, origin
 from lmlab.comparison import Difference, comparison, distinct, lineage_of, yardstick
+from lmlab.entries import Entry
 from lmlab.history import History, as_mapping, as_text
 from lmlab.record import Record
-from lmlab.registry import Entry
 from lmlab.runs_table import render as runs_text
 from lmlab.views.curves import smooth, span_for
 from lmlab.views.html import View, bar, element, escape, fact, head, page, quote, table

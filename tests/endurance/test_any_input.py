@@ -22,9 +22,10 @@ from tiny_config import TINY
 
 from lmlab import cli, events, hub, lab
 from lmlab.config import TrainingConfig
+from lmlab.entries import Entry
 from lmlab.errors import LabError
 from lmlab.record import Record
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
 from lmlab.tokenizers import HFTokenizer, Tokenizer
 
 pytestmark = pytest.mark.endurance

@@ -14,9 +14,10 @@ import pytest
 import tiny_models
 
 from lmlab import checkpoint, events, files, hub, lab
+from lmlab.entries import Entry
 from lmlab.errors import HubError, ModelNotFound, RegistryError
 from lmlab.record import RUN_LOCK
-from lmlab.registry import Entry, Registry
+from lmlab.registry import Registry
 
 pytestmark = pytest.mark.endurance
 ROOT = Path(__file__).resolve().parents[2]
