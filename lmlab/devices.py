@@ -110,17 +110,18 @@ def type_of_keys(weight: Tensor) -> torch.dtype:
 
 @contextlib.contextmanager
 def products_of(x_N: Tensor) -> Iterator[None]:
-    """The context for products of N vectors with the matrices of linear layers; no other thread may train meanwhile.
+    """The context for products of N vectors with the matrices of linear layers; no other thread may multiply meanwhile.
 
     For a few vectors in bf16 on a processor it keeps oneDNN out, where torch's own kernels take a third to a half of the
     time. For matrices that lie the other way they take longer.
     """
     library: Any = torch.backends.mkldnn
-    if x_N.device.type != "cpu" or len(x_N) > FEW_VECTORS or not library.enabled:
+    few = x_N.device.type == "cpu" and len(x_N) <= FEW_VECTORS
+    if not few or not library.enabled or torch.backends.flags_frozen():
         yield
         return
-    library.enabled = False
     try:
+        library.enabled = False
         yield
     finally:
         library.enabled = True

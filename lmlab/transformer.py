@@ -453,8 +453,9 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> Cache:
         """An empty key-value cache for `forward`."""
-        steps = None if any_spread(self.parameters()) else Steps(self)
-        return Cache(self.n_layers, self.max_seq_len, steps, devices.type_of_keys(self.embedding.weight))
+        if any_spread(self.parameters()):
+            return Cache(self.n_layers, self.max_seq_len)
+        return Cache(self.n_layers, self.max_seq_len, Steps(self), devices.type_of_keys(self.embedding.weight))
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None, segments_BT: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position, logits_BTV. ids_BT: int64.

@@ -120,8 +120,8 @@ def test_peak_is_measured_once_and_moves_no_random_number() -> None:
 
 def test_what_is_computed_again_on_mps_draws_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """No such device is here: the processor's random numbers stand in for its own, which torch leaves alone."""
-    monkeypatch.setattr(torch.mps, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.mps, "set_rng_state", torch.set_rng_state)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.get_rng_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: torch.set_rng_state(state))
     assert devices.recomputation(CPU) == {"use_reentrant": False}
     again = devices.recomputation(torch.device("mps"))
     x = torch.ones(1000, requires_grad=True)
