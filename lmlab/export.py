@@ -33,6 +33,7 @@ from lmlab.files import (
 )
 from lmlab.origins import LICENSE_FILE, TOKENIZER_FILES
 from lmlab.registry import Registry
+from lmlab.tokenizers import CHAR_FILE, SPECIAL_TOKENS, keep_apart, stands_alone
 from lmlab.words import count, one_line
 
 CARD = "README.md"
@@ -55,12 +56,14 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
         ancestor = nearest_ancestor(registry, saved)
         if ancestor is not None:
             copy_beside(registry.models_dir / ancestor.local_path, folder)
+            keep_special_tokens(registry.models_dir / ancestor.local_path, folder)
         files = {
             path.name: FileInfo(size=path.stat().st_size, sha256=sha256_file(path)) for path in sorted(folder.iterdir())
         }
         refuse_altered(saved, files)
         entry = entry_of(saved, name, files, ancestor)
-        write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved)).encode())
+        is_plain = not (folder / CHAR_FILE).exists() and not stands_alone(folder)
+        write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved), is_plain).encode())
         try:
             registry.admit(folder, entry)
         except BaseException:
@@ -103,6 +106,8 @@ def copy_model(saved: Checkpoint, folder: Path) -> None:
     more = sorted((saved.folder / "tokenizer" / CHAT_TEMPLATES).glob("*.jinja"))
     if more:
         keep_templates(more, folder)
+    if saved.state.get("tokenizer") is not None:
+        keep_apart(folder, saved.tokenizer().identifier)
 
 
 def keep_templates(more: list[Path], folder: Path) -> None:
@@ -124,6 +129,18 @@ def copy_beside(source: Path, folder: Path) -> None:
         wanted = path.name == "generation_config.json" or LICENSE_FILE.fullmatch(path.name)
         if wanted and path.is_file() and not path.is_symlink():
             shutil.copyfile(path, folder / path.name)
+
+
+def keep_special_tokens(source: Path, folder: Path) -> None:
+    """Where a model has other special tokens than its source, have its settings for generation name its own."""
+    settings = folder / "generation_config.json"
+    if not settings.is_file() or not (source / "config.json").is_file():
+        return
+    own, before = (read_json(path / "config.json") for path in (folder, source))
+    if any(own.get(name) != before.get(name) for name in SPECIAL_TOKENS):
+        kept = {name: value for name, value in read_json(settings).items() if name not in SPECIAL_TOKENS}
+        named = {name: own[name] for name in SPECIAL_TOKENS if own.get(name) is not None}
+        write_atomic(settings, dump_json({**kept, **named}))
 
 
 def refuse_altered(saved: Checkpoint, files: dict[str, FileInfo]) -> None:
@@ -195,9 +212,10 @@ def entry_of(saved: Checkpoint, name: str, files: dict[str, FileInfo], ancestor:
 # The model card
 
 
-def card(entry: Entry, saved: Checkpoint, base: str | None) -> str:
+def card(entry: Entry, saved: Checkpoint, base: str | None, is_plain: bool) -> str:
     """The text of README.md: what the hub reads at its head, then data, losses, lineage and config for people.
 
+    is_plain: whether transformers finds the tokenizer by itself.
     What comes from files of others is escaped: nothing in a card is taken for HTML, a link or a heading.
     """
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lmlab"]}
@@ -208,11 +226,11 @@ def card(entry: Entry, saved: Checkpoint, base: str | None) -> str:
     origin = f"a fine-tune of `{entry.fine_tuned_from}`" if entry.fine_tuned_from else "trained from scratch"
     if entry.lineage and not entry.fine_tuned_from:
         origin = "a branch of another run"
-    loads = (
-        "`lmlab.load_adapter(folder)`"
-        if entry.architecture_type == "custom-transformer"
-        else "`AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)`"
-    )
+    loads = "`AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)`"
+    if entry.architecture_type == "custom-transformer":
+        loads = "`lmlab.load_adapter(folder)`"
+    elif not is_plain:
+        loads = "`AutoModelForCausalLM.from_pretrained(folder)`, and its tokenizer with `lmlab.Tokenizer.load(folder)`"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {entry.model_name}",

@@ -102,6 +102,8 @@ def fit(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> N
             f"its limit is {adapter.max_positions}"
         )
     adapter.use_tokenizer(tokenizer)
+    if config.tokenizer_override is not None:
+        adapter.name_special_tokens(tokenizer)
 
 
 def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:

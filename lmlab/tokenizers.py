@@ -172,6 +172,9 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"  # all of it becomes arguments of
 SPECIAL_TOKEN = re.compile(r"\w+_token|(additional|extra)_special_tokens")
 TEMPLATES = "additional_chat_templates"
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the settings of a model that name them
+# A setting of our own in a model's `tokenizer_config.json`: the class stands there, whatever kind the model is of.
+STANDS_ALONE = "lmlab_stands_alone"
 MOST_TOKENS = 1 << 24  # far above any vocabulary: what counts up to the largest id would not end
 
 
@@ -295,19 +298,40 @@ def holds_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in (*VOCABULARIES, CHAR_FILE))
 
 
+def stands_alone(folder: Path) -> bool:
+    """Whether a tokenizer is another than transformers would make of the model beside it."""
+    settings, model = (
+        read_json(path) if path.exists() else {} for path in (folder / "tokenizer_config.json", folder / "config.json")
+    )
+    return bool(settings.get(STANDS_ALONE)) or model.get("model_type") == "custom-transformer"
+
+
+def keep_apart(folder: Path, identifier: str) -> None:
+    """Have a model's folder give the tokenizer of that identifier. Raises TokenizerError where it cannot."""
+    if Tokenizer.load(folder).identifier == identifier:
+        return
+    settings = folder / "tokenizer_config.json"
+    write_atomic(settings, dump_json({**(read_json(settings) if settings.exists() else {}), STANDS_ALONE: True}))
+    found = Tokenizer.load(folder).identifier
+    if found != identifier:
+        raise TokenizerError(f"the tokenizer {identifier} comes back as {found} from a model's folder: not kept")
+
+
 class HFTokenizer(Tokenizer):
     """A tokenizer in the files of Hugging Face: `tokenizer.json` and what stands beside it."""
 
     def __init__(self, folder: Path | str) -> None:
         """Load from a folder, offline and without running any of its code. Raises TokenizerError."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedConfig
 
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TokenizerError(f"no tokenizer in {self.folder}: the folder does not exist")
         refuse_hostile(self.folder)
         with library_errors(f"no tokenizer can be loaded from {self.folder}"):
-            self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+            beside = {"config": PreTrainedConfig()} if stands_alone(self.folder) else {}
+            self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, **beside)
+            self.inner.init_kwargs.pop(STANDS_ALONE, None)
             if not holds_tokenizer(self.folder) and not self._knows_text():
                 raise TokenizerError(
                     f"{self.folder} holds no tokenizer, only settings of one; set tokenizer_override to one that is"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 from tiny_config import TINY
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer as Tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lmlab import hub, lab
 from lmlab.errors import ConfigError, TokenizerError
@@ -80,3 +83,45 @@ def test_an_embedding_grows_only_when_told_to_and_the_model_is_whole_afterwards(
     assert plain.get_input_embeddings().weight.size(0) == plain.config.vocab_size == large.vocab_size
     assert plain.num_parameters() == entry.n_parameters
     assert Registry().validate() == []
+
+
+def test_a_registered_model_keeps_a_tokenizer_that_is_of_another_kind(
+    models: Path, tmp_path: Path, corpus: Path
+) -> None:
+    """transformers makes of every tokenizer beside a Qwen's config one with Qwen's own pre-tokenizer."""
+    (tmp_path / "configs").mkdir()
+    tiny_models.write_tokenizer(tmp_path / "words", vocabulary=300)
+    inner = Tokenizers.from_file(str(tmp_path / "words" / "tokenizer.json"))
+    inner.pre_tokenizer = Sequence([Split("e", "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>").save_pretrained(str(tmp_path / "words"))
+    run = train(corpus, tokenizer_override="words")
+    lab.register(run.folder, "tuned")
+    kept = Tokenizer.load(models / "tuned")
+    assert kept.identifier == run.start["tokenizer"]
+    text = "There were three trees."
+    assert kept.encode(text).tolist() == HFTokenizer(tmp_path / "words").encode(text).tolist()
+    again = lab.finetune("tuned", corpus, config=CONFIG, run_name="again", listeners=[], name="grandchild")
+    assert again.start["tokenizer"] == run.start["tokenizer"], "without an override by now"
+    assert Tokenizer.load(models / "grandchild").identifier == run.start["tokenizer"]
+    assert "`lmlab.Tokenizer.load(folder)`" in (models / "grandchild" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_is_saved_names_the_special_tokens_of_the_tokenizer_in_use(
+    models: Path, tmp_path: Path, corpus: Path
+) -> None:
+    before = json.loads((models / "base" / "config.json").read_text(encoding="utf-8"))
+    assert before["eos_token_id"] is not None
+    generation = {"eos_token_id": before["eos_token_id"], "temperature": 0.5}
+    settings = tmp_path / "published" / "generation_config.json"
+    settings.write_text(json.dumps(generation), encoding="utf-8")
+    assert hub.import_model(str(tmp_path / "published"), name="chatty") is not None
+    run = train(corpus, model_name="chatty", tokenizer_override="char")
+    lab.register(run.folder, "tuned")
+    own = json.loads((models / "tuned" / "config.json").read_text(encoding="utf-8"))
+    assert (own["bos_token_id"], own["eos_token_id"], own["pad_token_id"]) == (None, None, None)
+    generation = AutoModelForCausalLM.from_pretrained(models / "tuned").generation_config
+    assert (generation.eos_token_id, generation.temperature) == (None, 0.5)
+    assert "`lmlab.Tokenizer.load(folder)`" in (models / "tuned" / "README.md").read_text(encoding="utf-8")
+    lab.finetune("base", corpus, config=CONFIG, run_name="usual", listeners=[], name="plain")
+    own = json.loads((models / "plain" / "config.json").read_text(encoding="utf-8"))
+    assert own["eos_token_id"] == before["eos_token_id"], "where the tokenizer is the model's, all stays"

@@ -154,6 +154,9 @@ class BaseAdapter(nn.Module, ABC):
         if tokenizer.vocab_size > self.vocab_size:
             self.embedding.register_forward_pre_hook(refuse_beyond)
 
+    def name_special_tokens(self, tokenizer: Tokenizer) -> None:
+        """Let what is saved beside the weights name the special tokens of a tokenizer that is not the model's own."""
+
     def segments(self, ids_BT: Tensor) -> Tensor | None:
         """The number of the document each token belongs to, segments_BT; None where a window holds one only."""
         if self.end_of_text_id is None:

@@ -35,6 +35,7 @@ from lmlab.devices import products_of, recomputation
 from lmlab.errors import ConfigError
 from lmlab.modes import in_mode
 from lmlab.ranks import any_spread
+from lmlab.tokenizers import SPECIAL_TOKENS, Tokenizer
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f", "embedding_norm")
 
@@ -288,6 +289,15 @@ class CausalLMAdapter(BaseAdapter):
             raise ConfigError(f"activation_checkpointing does not work with {self.architecture_type}; set it to false")
         enable = getattr(self.model, "activation_checkpointing_enable", None)  # its older name is deprecated
         (enable or self.model.gradient_checkpointing_enable)(recomputation(self.model.device))
+
+    def name_special_tokens(self, tokenizer: Tokenizer) -> None:
+        """Let `config.json` name a tokenizer's special tokens: the ids of others would mean something else by now."""
+        ids = (tokenizer.begin_of_text_id, tokenizer.end_of_text_id, None)
+        for part in {id(part): part for part in (self.model.config, self.model.config.get_text_config())}.values():
+            for name, token_id in zip(SPECIAL_TOKENS, ids, strict=True):
+                setattr(part, name, token_id)
+        table: Any = self.model.get_input_embeddings()
+        table.padding_idx = None  # as it is when the model is loaded again
 
     @torch.no_grad()
     def resize_embeddings(self, vocab_size: int) -> None:
