@@ -78,6 +78,12 @@ def timestamp(event: Event) -> float:
         return math.nan
 
 
+def tokens_of_a_step(config: dict[str, Any]) -> int:
+    """Tokens that one update sees: batch_size × gradient_accumulation_steps × max_seq_len; 0 where not known."""
+    factors = ({"gradient_accumulation_steps": 1, **config}.get(name) for name in TOKENS_OF_A_STEP)
+    return math.prod(factor if type(factor) is int and 0 <= factor < LARGEST_STEP else 0 for factor in factors)
+
+
 class History:
     """What the events of a run add up to: `add` takes them one by one, from a log or as a trainer tells them."""
 
@@ -98,6 +104,7 @@ class History:
         self._seconds_before = 0.0  # spent by the starts before it
         self._step_before = 0
         self._tokens_before = 0
+        self.tokens_per_step = 0  # of the last start, see `tokens_of_a_step`
         self._resume_at: int | None = None
 
     def add(self, event: Event) -> None:
@@ -124,6 +131,7 @@ class History:
     def _begin(self, event: Event) -> None:
         self._tokens_before, self._step_before = self.tokens, self.step
         self.starts.append(event)
+        self.tokens_per_step = tokens_of_a_step(self.config)
         self.ending = None
         self._started_at, self._seconds_before = timestamp(event), self.seconds
 
@@ -197,12 +205,6 @@ class History:
         """The step at which the run is complete, or None where that is not known."""
         limit = self.config.get("max_steps")
         return limit if type(limit) is int else None
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one update sees: batch_size × gradient_accumulation_steps × max_seq_len; 0 where not known."""
-        factors = ({"gradient_accumulation_steps": 1, **self.config}.get(name) for name in TOKENS_OF_A_STEP)
-        return math.prod(factor if type(factor) is int and 0 <= factor < LARGEST_STEP else 0 for factor in factors)
 
     @property
     def tokens(self) -> int:
