@@ -231,12 +231,15 @@ def is_blank(folder: Path) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder holds a run: a log or a config, or checkpoints alone. Not one that may not be read."""
+    """Whether a folder holds a run: its log, who trains it, or checkpoints alone. Not one that may not be read.
+
+    A config alone is a user's own folder: whatever trains says who it is before it writes one.
+    """
     if path.name.startswith("."):
         return False
     try:
-        logged = (path / LOG).is_file() or (path / "config.yaml").is_file()
-        return logged or any(path.glob("checkpoints/step-*"))
+        begun = (path / LOG).is_file() or (path / PROCESS).is_file()
+        return begun or any(path.glob("checkpoints/step-*"))
     except OSError:
         return False
 
@@ -254,8 +257,13 @@ def left_by_launch(folder: Path) -> tuple[Path, Path]:
 
 
 def find_run(where: str | Path, runs_dir: Path) -> Path:
-    """The folder that a run id in `runs_dir`, or a path from anywhere that `find_file` looks, leads to."""
-    found = find_file(where)
+    """The folder that a run id in `runs_dir`, or a path from anywhere that `find_file` looks, leads to.
+
+    What has a separator, or only dots, is a path.
+    """
+    found, text = find_file(where), os.fspath(where)
+    if Path(text).name != text or not text.strip("."):
+        return found.resolve() if found.name in ("", "..") else found
     return runs_dir / where if (runs_dir / where).is_dir() or not found.is_dir() else found
 
 

@@ -188,6 +188,22 @@ def test_a_run_is_found_by_its_id_and_by_its_folder_from_anywhere(
     assert not run.folder.exists()
 
 
+def test_a_folder_with_a_config_of_ones_own_is_not_deleted_as_a_run(
+    tiny: dict[str, object], corpus: Path, tmp_path: Path, lab_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    own = tmp_path / "exp1"
+    own.mkdir()
+    (own / "config.yaml").write_text("max_steps: 1\n", encoding="utf-8")
+    run = lab.run(tiny, corpus, run_name="exp1", max_steps=1, listeners=[])
+    lab_command("delete-run", "exp1", "--yes")
+    assert not run.folder.exists()
+    for words, here in ((["exp1"], tmp_path), ([".", "--runs-dir", own], own)):
+        refused = lab_command("delete-run", *words, "--yes", cwd=here)
+        assert refused.returncode != 0
+        assert refused.stderr.startswith("error: no run in ")
+    assert (own / "config.yaml").exists()
+
+
 def test_a_run_that_early_stopping_ended_says_how_to_go_on(
     tiny: dict[str, object], corpus: Path, lab_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -26,7 +26,7 @@ from lmlab.comparison import Difference, comparison, diff, distinct, final_loss,
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
-from lmlab.record import RUN_LOCK, Record, delete_run, find_runs
+from lmlab.record import RUN_LOCK, Record, delete_run, find_run, find_runs
 from lmlab.views import cards
 
 EVERY_PROPERTY = (
@@ -370,6 +370,38 @@ def test_a_deleted_run_is_gone_and_nothing_else_is(tmp_path):
     with pytest.raises(RunError, match=r"no run in .*outside"):
         delete_run(outside)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_that_holds_a_config_alone_is_its_users_own(tmp_path):
+    own = tmp_path / "exp1"
+    own.mkdir()
+    (own / "config.yaml").write_text("max_steps: 1\n", encoding="utf-8")
+    (own / "notes.md").write_text("important", encoding="utf-8")
+    killed = tmp_path / "killed"  # before its first line
+    killed.mkdir()
+    for name in ("process.json", "config.yaml"):
+        (killed / name).touch()
+    assert [record.folder.name for record in find_runs(tmp_path, Record)] == ["killed"]
+    with pytest.raises(RunError, match=r"no run in .*exp1"):
+        delete_run(own)
+    assert (own / "notes.md").read_text(encoding="utf-8") == "important"
+    delete_run(killed)
+    assert [path.name for path in tmp_path.iterdir()] == ["exp1"]
+
+
+def test_what_has_a_separator_or_only_dots_is_a_path_and_no_name_of_a_run(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    run = write_run(runs / "a1")
+    (runs / "a1" / "checkpoints").mkdir(exist_ok=True)
+    monkeypatch.chdir(run)
+    assert find_run("a1", runs) == find_run(Path("a1"), runs) == run
+    assert find_run(".", runs) == run
+    assert find_run("..", runs) == find_run("../", runs) == runs
+    monkeypatch.chdir(run / "checkpoints")
+    assert find_run("..", runs) == run
+    monkeypatch.chdir(tmp_path)
+    assert find_run("./a1", runs) == Path("a1"), "there is none here"
+    assert find_run("runs/a1", runs).samefile(run)
 
 
 def test_a_copied_run_is_listed_with_its_folder(tmp_path):
