@@ -220,11 +220,15 @@ def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:
 
 
 def is_blank(folder: Path) -> bool:
-    """Whether `folder` holds no more than what a run makes before its first logged line: it may begin there anew."""
+    """Whether `folder` holds no more than what a run makes before its first logged line: it may begin there anew.
+
+    A config is the run's own only beside what was written before it, who trains; else a user wrote it.
+    """
     made = {LOG, PROCESS, f"{RUN_LOCK}.lock", "config.yaml", "checkpoints"}
     if folder.is_symlink() or not folder.is_dir():
         return False
-    if not {path.name for path in folder.iterdir() if not TEMPORARY.match(path.name)} <= made:
+    found = {path.name for path in folder.iterdir() if not TEMPORARY.match(path.name)}
+    if not found <= made or ("config.yaml" in found and PROCESS not in found):
         return False
     log, checkpoints = folder / LOG, folder / "checkpoints"
     return not (log.exists() and log.stat().st_size) and not (checkpoints.is_dir() and any(checkpoints.iterdir()))

@@ -21,6 +21,7 @@ from tiny_config import TINY
 from lmlab import checkpoint, events, files, lab, session
 from lmlab.config import TrainingConfig
 from lmlab.errors import CheckpointError, DivergedError, RunError, UsageError
+from lmlab.launching import launch
 from lmlab.session import ignored_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +259,18 @@ def test_a_run_killed_before_its_first_line_leaves_its_name_free(corpus: Path) -
     with pytest.raises(RunError, match="exists already"):
         train(corpus, name="r-2")
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_a_config_that_somebody_wrote_is_not_written_over(corpus: Path) -> None:
+    folder = Path("experiments/e3")
+    folder.mkdir(parents=True)
+    text = "# my reasons\nlearning_rate: 1e-3\n"
+    (folder / "config.yaml").write_text(text)
+    for start in (lab.run, launch):
+        with pytest.raises(RunError, match=r"experiments/e3 exists already; choose another --run-name"):
+            start(CONFIG, corpus, run_name="e3", runs_dir="experiments")
+    assert (folder / "config.yaml").read_text() == text
+    assert os.listdir(folder) == ["config.yaml"]
 
 
 def test_debris_under_our_own_process_number_goes_and_what_others_write_stays(corpus: Path) -> None:
