@@ -38,8 +38,9 @@ def as_tree(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
     by_name = {entry.model_name: entry for entry in entries}
     children: dict[str | None, list[str]] = {}
     for name, entry in by_name.items():
-        parent = entry.fine_tuned_from if entry.fine_tuned_from in by_name else None
-        children.setdefault(None if parent == name else parent, []).append(name)
+        parent = by_name.get(entry.fine_tuned_from or "")
+        known = parent is not None and parent is not entry and entry.comes_from(parent)
+        children.setdefault(entry.fine_tuned_from if known else None, []).append(name)
     shown: set[str] = set()
 
     def walk(names: list[str], indent: str, top: bool) -> Iterator[tuple[str, Entry]]:

@@ -75,6 +75,11 @@ class Entry(BaseModel):
     run_id: str | None = None
     step: int | None = None
 
+    def comes_from(self, other: Entry) -> bool:
+        """Whether a link names the other model, and not one that had its name before: run and step tell them apart."""
+        meant = (other.model_name, other.run_id, other.step)
+        return any((link.model_name, link.run_id, link.step) == meant for link in self.lineage)
+
     @field_validator("model_name", "local_path")
     @classmethod
     def _plain_name(cls, value: str) -> str:

@@ -105,8 +105,12 @@ class Registry:
         return [link.model_name for link in self.get(name).lineage if link.model_name is not None]
 
     def descendants(self, name: str) -> list[str]:
-        """Registered models that come from this one, directly or not, in the order they were added."""
-        return [e.model_name for e in self.entries() if self._comes_from(e, name) and e.model_name != name]
+        """Registered models that come from this one, directly or not, in the order they were added.
+
+        Raises ModelNotFound, and RegistryError on a damaged entry.
+        """
+        entry = self.get(name)
+        return [each.model_name for each in self.entries() if each.comes_from(entry) and each.model_name != name]
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
         """The ancestry of a run that starts from this model: the model's own, and then the model itself."""
@@ -367,7 +371,3 @@ class Registry:
         except OSError as error:
             reason = "is no folder" if error.errno == errno.EEXIST else describe_os_error(error)
             raise RegistryError(f"cannot write {self.file}: {reason}; check space and permissions") from error
-
-    @staticmethod
-    def _comes_from(entry: Entry, name: str) -> bool:
-        return entry.fine_tuned_from == name or any(link.model_name == name for link in entry.lineage)

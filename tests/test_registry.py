@@ -166,6 +166,21 @@ def test_delete_refuses_an_ancestor_and_frees_the_disk(tmp_path: Path) -> None:
     assert registry.validate() == []
 
 
+def test_a_model_that_takes_the_name_of_a_deleted_one_takes_no_descendants(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    family(registry)
+    registry.remove("child", force=True)
+    register(registry, "child", source="custom", run_id="run-9", step=20)
+    assert registry.descendants("child") == []
+    assert registry.descendants("base") == ["grandchild"]
+    assert "nothing was fine-tuned from it" in render_info(registry, "child", tmp_path / "runs")
+    lines = render_list(registry).splitlines()
+    assert [line.split("qwen")[0].rstrip() for line in lines[1:5]] == ["base", "grandchild", "other", "child"]
+    registry.remove("child")
+    register(registry, "child", source="custom", run_id="run-1", step=20)  # the one that was deleted, registered again
+    assert registry.descendants("child") == ["grandchild"]
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=repr)
 def test_hostile_names_are_refused(name: str) -> None:
     with pytest.raises(RegistryError, match="cannot name a model"):
@@ -472,9 +487,8 @@ def test_the_table_shows_lineage_as_a_tree_and_the_disk_used(tmp_path: Path) -> 
 
 def test_models_that_name_each_other_as_parents_are_listed_once(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    register(registry, "hen", fine_tuned_from="egg")
-    register(registry, "egg", fine_tuned_from="hen")
-    register(registry, "self", fine_tuned_from="self")
+    for name, parent in (("hen", "egg"), ("egg", "hen"), ("self", "self")):
+        register(registry, name, fine_tuned_from=parent, lineage=[{"model_name": parent}])
     lines = render_list(registry).splitlines()[1:]
     assert sorted(line.split("qwen")[0].strip(" └─") for line in lines[:3]) == ["egg", "hen", "self"]
     assert len(lines) == 4
