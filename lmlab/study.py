@@ -72,9 +72,12 @@ def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -
         imported = import_model(source, name, models_dir=models_dir)
         assert imported is not None
         return imported
-    entry = registry.get(name)
-    if entry.model_id != origin_of(source, None).model_id:
-        known = f"from {entry.model_id}" if entry.model_id is not None else "that was trained here"
+    entry, origin = registry.get(name), origin_of(source, None)
+    if (entry.source, entry.model_id) != (
+        origin.source,
+        origin.model_id,
+    ):  # a fine-tune keeps the id of what it is from
+        known = "that was trained here" if entry.run_id is not None else f"from {entry.model_id}"
         raise UsageError(f"{name!r} is a model {known} already; choose another name for {source}")
     return entry
 

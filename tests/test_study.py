@@ -363,3 +363,10 @@ def test_a_name_that_a_model_of_ones_own_has_is_not_taken_for_an_import(run: lab
     lab.register(run, "stories")
     with pytest.raises(UsageError, match="'stories' is a model that was trained here already; choose another name"):
         lab.get_model("builtin:tiny-qwen", name="stories")
+
+
+def test_a_fine_tune_is_not_taken_for_the_model_that_it_is_from(tiny: Settings, corpus: Path):
+    lab.get_model("builtin:tiny-qwen", "tiny")
+    lab.finetune("tiny", corpus, "b1", config={**tiny, "max_steps": 1}, listeners=[])
+    with pytest.raises(UsageError, match="'b1' is a model that was trained here already; choose another name"):
+        lab.get_model("builtin:tiny-qwen", "b1")
