@@ -11,10 +11,11 @@ from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.files import is_locked
 from lmlab.places import find_file
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
-from lmlab.record import LOG
+from lmlab.record import LOG, RUN_LOCK
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
@@ -32,6 +33,11 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     for path in (find_file(where), runs_dir / where):
         if path != runs_dir / where and not is_of_a_run(path) and (runs_dir / where).is_dir():
             continue  # something else that bears the name of a run
+        if is_locked(path / RUN_LOCK) and not checkpoint.steps(path / "checkpoints"):
+            raise RunError(
+                f"the run {path} is still training and has not saved a checkpoint yet; wait for its first one, or stop it, "
+                "which saves one"
+            )
         if (path / "checkpoints").is_dir():
             saved, refused = checkpoint.newest(path / "checkpoints")
             return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]

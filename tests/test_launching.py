@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from tiny_config import TINY
 
+import lmlab as lab
 from lmlab import events, launching
 from lmlab.errors import RunError
 from lmlab.session import ask_to_stop
@@ -36,6 +38,23 @@ def test_a_run_that_is_asked_to_stop_twice_still_saves(corpus: Path) -> None:
     assert run.newest_checkpoint.name == f"step-{run.step:08d}"
     resumed = run.resume(max_steps=run.step + 1, listeners=[], batch_size=2)
     assert resumed.status == "completed"
+
+
+def test_a_run_that_trains_and_has_not_saved_yet_is_not_said_to_be_dead(corpus: Path) -> None:
+    run = launching.launch(LONG_STEPS, corpus, run_name="slow", max_steps=1000, checkpoint_cadence=None)
+    uses: list[Callable[[], object]] = [
+        run.resume,
+        lambda: lab.branch(run, "other"),
+        lambda: lab.write_samples(run),
+        lambda: lab.register("slow", "other"),
+    ]
+    try:
+        for use in uses:
+            with pytest.raises(RunError, match=r"runs/slow is still training and has not saved a checkpoint yet; wait"):
+                use()
+    finally:
+        run.stop()
+    assert len(lab.write_samples(run)) == 1
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, corpus: Path) -> None:
