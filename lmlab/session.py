@@ -83,7 +83,8 @@ def train(
         trainer.before_saving = log.sync
         try:
             trainer.tell("run_start", **start_event(trainer, resumed_from))
-            for message in (*warnings, *ignored_settings(trainer.config)):
+            begun = resumed_from is not None or trainer.facts["kind"] == "branch"
+            for message in (*warnings, *ignored_settings(trainer.config, from_checkpoint=begun)):
                 trainer.tell("warning", message=message)
             if not has_checkpoint:
                 trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
@@ -171,15 +172,18 @@ def start_event(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
     }
 
 
-def ignored_settings(config: TrainingConfig) -> list[str]:
-    """What a user should know of a config that is not followed to the letter."""
+def ignored_settings(config: TrainingConfig, *, from_checkpoint: bool = False) -> list[str]:
+    """What a user should know of a config that is not followed to the letter.
+
+    from_checkpoint: the weights are those of a checkpoint, trained with the very tokenizer that the config names.
+    """
     messages = []
     if config.model_name is not None:
         defaults = TrainingConfig()
         ignored = [name for name in ARCHITECTURE if getattr(config, name) != getattr(defaults, name)]
         if ignored:
             messages.append(f"{config.model_name} has its own architecture; ignored: {', '.join(ignored)}")
-    if config.tokenizer_override is not None:
+    if config.model_name is not None and config.tokenizer_override is not None and not from_checkpoint:
         messages.append(
             f"tokenizer_override: {config.tokenizer_override} is used in place of the model's own tokenizer; trained "
             "embeddings mean nothing for its ids unless the two agree"

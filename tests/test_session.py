@@ -107,7 +107,7 @@ def test_settings_that_are_not_followed_are_told() -> None:
     assert ignored_settings(TrainingConfig(n_layers=3)) == []
     (message,) = ignored_settings(TrainingConfig(model_name="qwen", n_layers=3, dropout=0.5))
     assert message == "qwen has its own architecture; ignored: n_layers, dropout"
-    (message,) = ignored_settings(TrainingConfig(tokenizer_override="char"))
+    (message,) = ignored_settings(TrainingConfig(model_name="qwen", tokenizer_override="char"))
     assert message.startswith("tokenizer_override: char is used in place of the model's own tokenizer")
 
 

@@ -54,6 +54,18 @@ def test_the_tokenizer_of_another_registered_model(models: Path, tmp_path: Path,
     assert Tokenizer.load(models / "tuned").identifier == expected.identifier
 
 
+def test_only_a_model_that_starts_with_another_tokenizer_is_warned_of(models: Path, corpus: Path) -> None:
+    def warned(run: lab.Run) -> int:
+        return sum("trained embeddings mean nothing" in message for message in run.warnings)
+
+    run = train(corpus, tokenizer_override="char")
+    assert warned(run) == 1
+    assert warned(run.resume(max_steps=3, listeners=[])) == 1, "the resumed embeddings were trained with it"
+    assert warned(lab.branch(run, "other", run_name="branch", listeners=[])) == 0
+    scratch = {**CONFIG, "tokenizer_override": "base", "max_steps": 1}
+    assert warned(lab.run(scratch, corpus, run_name="scratch", listeners=[])) == 0, "none of its embeddings are trained"
+
+
 def test_a_folder_is_found_from_below_the_project_as_every_path_is(
     models: Path, large: HFTokenizer, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
