@@ -281,8 +281,10 @@ class Trainer:
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
             elif self.progress.claim_best(self.step) and self.world.leads:  # its cadence saved before this evaluation
+                checkpoints = self.folder / "checkpoints"
                 with checkpoint.errors_named(self.folder):
-                    checkpoint.set_best(self.folder / "checkpoints", self.step)
+                    checkpoint.set_best(checkpoints, self.step)
+                    checkpoint.prune(checkpoints, self.config.keep_checkpoints)  # the one that was the best until now
         return "completed" if self.finished else "stopped"
 
     def tell(self, event: str, *, step: int | None = None, **fields: Any) -> None:

@@ -429,11 +429,12 @@ def test_best_points_at_the_lowest_validation_loss_that_was_saved(
 def test_an_evaluation_after_the_last_steps_checkpoint_still_moves_best(tmp_path: Path) -> None:
     adapter = model(kind=Judged)
     adapter.verdicts = iter([9.0, 3.0, 2.0])
-    settings = config(eval_cadence=2, eval_batches=1, checkpoint_cadence=1, max_steps=3)
+    settings = config(eval_cadence=2, eval_batches=1, checkpoint_cadence=1, max_steps=3, keep_checkpoints=1)
     trainer, told = make(adapter, config=settings, folder=tmp_path)
     trainer.fit(loader())
     assert [event["event"] for event in told][-4:] == ["checkpoint", "eval", "sample", "run_end"]
     assert best_step(tmp_path) == "3"
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3], "the one that was the best before goes"
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------
