@@ -17,7 +17,7 @@ from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.places import find_file, find_runs_dir
 from lmlab.registry import Registry
-from lmlab.resuming import find_checkpoint, saved_config
+from lmlab.resuming import find_checkpoint, is_of_a_run, saved_config
 from lmlab.tokenizers import Tokenizer
 
 
@@ -74,22 +74,39 @@ def sampled_with(config: TrainingConfig, overrides: Mapping[str, Any]) -> Traini
     return config.updated(**overrides)
 
 
+def load_registered(name: str, registry: Registry) -> Writer:
+    """A registered model, every byte verified first, with the usual settings. Raises a LabError."""
+    return Writer(*load_model_and_tokenizer(registry.verify(name)), TrainingConfig())
+
+
 def load_writer(
     where: Run | str | Path, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None
 ) -> Writer:
-    """The model of a run, of a registered model's name, or of a checkpoint, run folder or run id. Raises a LabError."""
+    """The model of a run, of a registered model's name or folder, or of a checkpoint, run folder or run id.
+
+    Raises UsageError where a run and a model bear the name, and further a LabError.
+    """
     if isinstance(where, Run):
         return Writer(*where.load(), TrainingConfig.from_dict(where.config))
-    registry, runs = Registry(models_dir), find_runs_dir(runs_dir)
-    is_there = find_file(where).exists() or (runs / where).exists()
+    registry, runs, found = Registry(models_dir), find_runs_dir(runs_dir), find_file(where)
+    is_there = found.exists() or (runs / where).exists()
     try:
         models = registry.names()
     except RegistryError:
         if not is_there:
             raise
         models = []  # a run needs no registry
-    if str(where) in models:
-        return Writer(*load_model_and_tokenizer(registry.verify(str(where))), TrainingConfig())
+    name = str(where)
+    if name in models:
+        run = next((path.absolute() for path in (runs / name, found) if is_of_a_run(path)), None)
+        if run is not None:
+            raise UsageError(
+                f"{name!r} is a run and a registered model; give {run} for the run, or {registry.models_dir / name} for the "
+                "model"
+            )
+        return load_registered(name, registry)
+    if found.name in models and found.absolute().parent.resolve() == registry.models_dir.resolve():
+        return load_registered(found.name, registry)
     if not is_there:
         raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")
     saved, _ = find_checkpoint(where, runs)

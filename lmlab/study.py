@@ -26,7 +26,7 @@ from lmlab.modes import in_mode
 from lmlab.places import find_runs_dir
 from lmlab.record import find_runs
 from lmlab.registry import Registry
-from lmlab.sampling import load_writer, sampled_with, write
+from lmlab.sampling import Writer, load_registered, load_writer, sampled_with, write
 from lmlab.session import Ending
 from lmlab.sources import origin_of
 from lmlab.tokenizers import Tokenizer
@@ -252,6 +252,14 @@ def by_label(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[
     return dict(zip(distinct(labels), listed, strict=True))
 
 
+def load_source(source: Source, models_dir: str | Path | None = None) -> Writer:
+    """Who writes or is looked at; a name is a registered model's, also where a run bears it. Raises a LabError."""
+    registry = Registry(models_dir)
+    if isinstance(source, str) and source in registry.names():
+        return load_registered(source, registry)
+    return load_writer(source, models_dir=models_dir)
+
+
 def samples(
     runs: Source | Sequence[Source] | Mapping[str, Source],
     prompts: str | Sequence[str] = ("The",),
@@ -265,7 +273,7 @@ def samples(
     """
     texts, prompts = {}, [prompts] if isinstance(prompts, str) else prompts
     for label, source in by_label(runs).items():
-        adapter, tokenizer, config = load_writer(source, models_dir=models_dir)
+        adapter, tokenizer, config = load_source(source, models_dir)
         config = sampled_with(config, overrides)
         settings = SamplingSettings.from_config(config)
         texts[label] = [
@@ -298,7 +306,7 @@ def microscope(
     ids: list[int] = []
     for label, source in by_label(run).items():
         oldest = source.checkpoints()[0] if before and isinstance(source, Run) and source.checkpoints() else None
-        models = {label: load_writer(source, models_dir=models_dir)[:2]}
+        models = {label: load_source(source, models_dir)[:2]}
         if oldest is not None and isinstance(source, Run):
             models = {f"{label}, {oldest.name}": source.load(oldest), f"{label}, newest": models[label]}
         for title, (adapter, own) in models.items():
@@ -327,7 +335,7 @@ class Look:
     """The inside of a model as it reads a text. probabilities_LHTT: attention. hidden_L: the residual stream, TD each."""
 
     def __init__(self, run: Source, text: str, models_dir: str | Path | None = None) -> None:
-        self._adapter, self._tokenizer, _ = load_writer(run, models_dir=models_dir)
+        self._adapter, self._tokenizer, _ = load_source(run, models_dir)
         ids = self._tokenizer.begun(self._tokenizer.encode(text)).tolist()
         if not 1 < len(ids) <= SHOWN_WINDOWS:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")

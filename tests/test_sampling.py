@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,18 @@ def test_a_run_writes_whatever_the_registry_looks_like(run: lab.Run, tmp_path: P
     assert write_samples("r-1", **folders) == write_samples(run.folder)
     with pytest.raises(RegistryError):
         write_samples("nobody", **folders)
+
+
+def test_a_name_that_a_run_and_a_model_bear_is_refused_with_a_name_for_each(run: lab.Run, tmp_path: Path) -> None:
+    folders = {"runs_dir": run.folder.parent, "models_dir": tmp_path / "models"}
+    run.register("r-1", tmp_path / "models")
+    path = f"{run.folder} for the run, or {tmp_path / 'models' / 'r-1'} for the model"
+    with pytest.raises(UsageError, match=f"^'r-1' is a run and a registered model; give {re.escape(path)}$"):
+        write_samples("r-1", **folders)
+    short = write_samples(run.folder, "The", **folders)
+    assert len(short[0]) == 3 + 9, "with the run's own settings"
+    for where in (tmp_path / "models" / "r-1", "models/r-1"):
+        [long] = write_samples(where, "The", **folders)
+        assert len(long) == 3 + 100, "with the usual settings"
+    folders["runs_dir"] = tmp_path / "none"
+    assert write_samples("r-1", "The", **folders) == [long]
