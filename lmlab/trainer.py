@@ -221,7 +221,8 @@ class Trainer:
     def fit(self, train: Iterable[Batch] | None = None, should_stop: Callable[[], bool] = lambda: False) -> str:
         """Train until finished or asked to stop; returns "completed" or "stopped". The end is always saved.
 
-        train: an endless loader, the Trainer's own where it is None. should_stop: asked after every step. Raises
+        train: an endless loader, the Trainer's own where it is None; a DataLoader that has dealt nothing yet begins at
+        the Trainer's position, any other goes on from where it is. should_stop: asked after every step. Raises
         DivergedError and what the disk raises, after the log says how it ended.
         """
         started, status = time.perf_counter(), "failed"
@@ -257,8 +258,10 @@ class Trainer:
             raise ConfigError(
                 "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
             )
-        if batches is self.train_dataloader and isinstance(batches, DataLoader):
-            batches.position = self.position  # whatever was dealt to a look at a batch, or to an interrupted step
+        if isinstance(batches, DataLoader) and (batches is self.train_dataloader or batches.position == 0):
+            batches.position = (
+                self.position
+            )  # the own one's, whatever a look at a batch or an interrupted step was dealt
         return batches
 
     def _end(self) -> str:

@@ -556,6 +556,25 @@ def test_a_look_at_a_batch_takes_none_from_the_run() -> None:
     assert same(weights(straight), weights(looked))
 
 
+def test_a_trainer_from_a_checkpoint_goes_on_with_the_windows_that_come_next(tmp_path: Path) -> None:
+    """Of a loader that it is given fresh; what a user has moved, and what is no loader of ours, stays where it is."""
+    straight, told = make(config=config(checkpoint_cadence=3), folder=tmp_path)
+    straight.fit(loader())
+    expected = [event["loss"] for event in told.of("step")]
+
+    def losses(batches: Any) -> list[float]:
+        again = Told()
+        saved = tmp_path / "checkpoints" / "step-00000003"
+        Trainer.from_checkpoint(saved, validation(), listeners=[again]).fit(batches)
+        return [event["loss"] for event in again.of("step")]
+
+    assert losses(loader()) == losses(loader(position=12)) == losses(iter(loader(position=12))) == expected[3:]
+    elsewhere = loader(position=40)
+    assert losses(elsewhere) == losses(iter(loader(position=40))) != expected[3:]
+    assert elsewhere.position == 52
+    assert losses(iter(loader())) != expected[3:]
+
+
 def test_after_an_interrupt_fit_goes_on_with_the_batch_that_was_interrupted() -> None:
     straight, _ = make(model(dropout=0.3), train_dataloader=loader())
     straight.fit()
