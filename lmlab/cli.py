@@ -201,7 +201,7 @@ def finish(run: Any) -> int:
         end = run.step + max(run.steps_left, 0)
         print(f"the run {run.run_id} is done: it is at step {run.step} of {end}; {go_on} to go on")
     if run.registered_as is not None:
-        print(f"registered {run.registered_as}; use it with: python main.py --model-name {run.registered_as}")
+        print(commands.registered(run.registered_as, run.registered_in, run.lost_models_dir))
     if run.stopped_by is None:
         return 0
     with contextlib.suppress(OSError):  # of a terminal that was closed

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UsageError
+from lmlab.places import find_models_dir
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,8 +112,20 @@ def register_model(options: argparse.Namespace) -> int:
     from lmlab import lab
 
     entry = lab.register(options.checkpoint, options.name, runs_dir=options.runs_dir, models_dir=options.models_dir)
-    print(f"registered {entry.model_name}; use it with: python main.py --model-name {entry.model_name}")
+    print(registered(entry.model_name, find_models_dir(options.models_dir)))
     return 0
+
+
+def registered(name: str, models_dir: Path, lost: Path | None = None) -> str:
+    """The line that says of a model that it is registered, and where, if not in the usual folder.
+
+    lost: the models folder that it was to go to, where the place of that is gone.
+    """
+    usual = models_dir == find_models_dir()
+    where = "" if usual and lost is None else f" in {models_dir}"
+    why = "" if lost is None else f", as the place of {lost} is gone"
+    folder = "" if usual else f"--models-dir {shlex.quote(str(models_dir))} "
+    return f"registered {name}{where}{why}; use it with: python main.py {folder}--model-name {name}"
 
 
 def validate_registry(options: argparse.Namespace) -> int:

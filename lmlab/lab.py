@@ -227,30 +227,36 @@ def refuse_taken(name: str, models_dir: str | Path | None, advice: str) -> None:
 
 
 def promise(name: str, models_dir: str | Path | None) -> dict[str, Any]:
-    """What a run keeps of the name that its model is to have, and of the registry, where that is not the usual one."""
-    return {"register_as": name, "register_in": None if models_dir is None else str(find_models_dir(models_dir))}
+    """What a run keeps of the name that its model is to have, and of the models folder, wherever it will be resumed."""
+    return {"register_as": name, "register_in": str(find_models_dir(models_dir))}
 
 
-def promised_in(facts: Mapping[str, Any], models_dir: str | Path | None) -> str | Path | None:
-    """The models folder that a session names, else the one that the run was begun with, if it is still there."""
+def promised_in(facts: Mapping[str, Any], models_dir: str | Path | None) -> Path:
+    """The models folder that a session names, else the one that the run was begun with, else the usual one.
+
+    One that need not exist yet, if only there is a place for it: that of a project which was moved is gone.
+    """
     begun_with = facts.get("register_in")
-    there = isinstance(begun_with, str) and os.path.isdir(begun_with)
-    return begun_with if models_dir is None and there else models_dir
+    has_place = isinstance(begun_with, str) and os.path.isdir(os.path.dirname(begun_with))
+    return find_models_dir(begun_with if models_dir is None and has_place else models_dir)
 
 
 def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
     """Register a run under the name that it was given at its start, unless that was done before."""
     name: str | None = trainer.facts.get("register_as")
     if name is not None:
-        where = promised_in(trainer.facts, models_dir)
+        where, begun_with = promised_in(trainer.facts, models_dir), trainer.facts.get("register_in")
+        if models_dir is None and begun_with is not None and Path(begun_with) != where:
+            finished.lost_models_dir = Path(begun_with)
         trainer.world.first(lambda: register_once(finished, name, where))
 
 
-def register_once(finished: Run, name: str, models_dir: str | Path | None) -> None:
+def register_once(finished: Run, name: str, models_dir: Path) -> None:
     """Register a run under a name, unless it has it already. Raises RegistryError where another took it meanwhile."""
     registry = Registry(models_dir)
     if name not in registry.names():
         finished.registered_as = finished.register(name, models_dir).model_name
+        finished.registered_in = models_dir
     elif registry.get(name).run_id != finished.run_id:
         raise RegistryError(
             f"the run {finished.run_id} is done and saved, but {name!r} has become another model meanwhile; register it "
@@ -424,6 +430,8 @@ class Run(Record):
     stopped_by: the number of the signal that ended the last session, None where it ended by itself. asked_to_stop:
     whether there was one, though perhaps too late for that. was_done: there was nothing left to resume. steps_left:
     from there to `max_steps`, where early stopping ended it. registered_as: the model that the last session made of it.
+    registered_in: the models folder that this went to. lost_models_dir: the one that it was begun with, where the place
+    of that is gone.
     """
 
     _holder: ClassVar[weakref.ref[Run] | None] = None  # the run whose model is in memory
@@ -442,6 +450,8 @@ class Run(Record):
         self.was_done = was_done
         self.steps_left = trainer.config.max_steps - trainer.step if trainer is not None else 0
         self.registered_as: str | None = None
+        self.registered_in: Path | None = None
+        self.lost_models_dir: Path | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
         self._held_step = trainer.step if trainer is not None else 0
         whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights

@@ -13,7 +13,7 @@ import tiny_models
 from tiny_config import TINY
 
 import lmlab
-from lmlab import catalogue, events, hub, lab
+from lmlab import catalogue, cli, events, hub, lab
 from lmlab.checkpoint import step_folder
 from lmlab.errors import ConfigError, RegistryError, UsageError
 from lmlab.registry import Registry
@@ -180,6 +180,40 @@ def test_a_run_is_registered_where_it_was_promised(base: str, corpus: Path, tmp_
     assert (Registry(tmp_path / "elsewhere").names(), Registry().names()) == ([base, "named"], [base])
     lab.resume("r", listeners=[])  # done: nothing is registered a second time
     assert Registry().names() == [base]
+
+
+@pytest.mark.parametrize("way", ["the usual one", "a new one", "an environment variable's"])
+def test_a_run_that_is_resumed_from_elsewhere_is_registered_where_it_was_promised(
+    way: str, custom: lab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promised = tmp_path / {"the usual one": "models", "a new one": "new", "an environment variable's": "other"}[way]
+    monkeypatch.setenv("LMLAB_MODELS_DIR", str(tmp_path / "other"))
+    if way != "an environment variable's":
+        monkeypatch.delenv("LMLAB_MODELS_DIR")
+    named = promised if way == "a new one" else None
+    run = lab.branch("custom", "named", run_name="r", models_dir=named, listeners=[stop_after(1)])
+    assert run.status == "stopped"
+
+    (tmp_path / "far").mkdir()
+    monkeypatch.chdir(tmp_path / "far")
+    monkeypatch.delenv("LMLAB_MODELS_DIR", raising=False)
+    assert cli.main(["--resume", str(run.folder)]) == 0
+    assert (Registry(promised).names(), Registry().names()) == (["named"], [])
+    use = f"python main.py --models-dir {promised} --model-name named"
+    assert f"registered named in {promised}; use it with: {use}\n" in capsys.readouterr().out
+
+
+def test_a_run_of_a_project_that_was_moved_is_registered_in_the_usual_folder(
+    custom: lab.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old").mkdir()
+    lost = tmp_path / "old" / "models"
+    lab.branch("custom", "named", run_name="r", models_dir=lost, listeners=[stop_after(1)])
+    (tmp_path / "old").rmdir()
+    assert cli.main(["--resume", "r"]) == 0
+    assert Registry().names() == ["named"]
+    line = f"registered named in {tmp_path / 'models'}, as the place of {lost} is gone; use it with: python main.py"
+    assert f"{line} --model-name named\n" in capsys.readouterr().out
 
 
 def test_a_folder_in_the_place_of_the_model_is_seen_before_the_training(base: str, corpus: Path) -> None:
