@@ -7,6 +7,7 @@ mapped file (see `token_cache`), so that a corpus may be larger than memory.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import itertools
 import json
@@ -103,19 +104,35 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
     if data is None or (isinstance(data, str) and data.split(":")[0] == STORYBOOK):
         return load_storybook(data or STORYBOOK)
     path = find_file(data)
-    try:
+    with errors_named(path):
         files = stamps(files_of(path))
         if sum(n_bytes for _, n_bytes, _ in files) > large:
             return load_large(path, files)
         pieces = list(read_pieces(path))
+    documents = ["".join(p.text for p in parts) for _, parts in itertools.groupby(pieces, lambda p: p.document)]
+    return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
+
+
+def is_large(data: str | Path | None = None) -> bool:
+    """Whether it takes long to read what `load_text` would read, which is not done. Raises DataError where there is none."""
+    if data is None or (isinstance(data, str) and data.split(":")[0] == STORYBOOK):
+        return storybook_size(data or STORYBOOK) > LARGE
+    path = find_file(data)
+    with errors_named(path):
+        return sum(n_bytes for _, n_bytes, _ in stamps(files_of(path))) > LARGE
+
+
+@contextlib.contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """Turn what the disk raises while `path` is read into a DataError."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DataError(
             f"no data at {path}: give --data a text file, a .jsonl or a folder of .txt, or leave it out"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {describe_os_error(error)}") from error
-    documents = ["".join(p.text for p in parts) for _, parts in itertools.groupby(pieces, lambda p: p.document)]
-    return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
 
 
 def is_storybook(path: object) -> bool:
@@ -131,11 +148,16 @@ def storybook_characters(path: object) -> int:
 
 def load_storybook(name: str) -> Corpus:
     """The built-in corpus: "storybook" or "storybook:N" for about N characters. Raises DataError on another N."""
+    text = storybook.generate(storybook_size(name))
+    return Corpus([text], name, sha256_bytes(text.encode()))
+
+
+def storybook_size(name: str) -> int:
+    """N of "storybook:N", that of "storybook" by itself. Raises DataError where it is no number that can be."""
     n_characters = name.partition(":")[2] or str(STORYBOOK_CHARACTERS)
     if not n_characters.isascii() or not n_characters.isdigit() or not 1 <= int(n_characters) <= 10**9:
         raise DataError(f"{name!r} is no size of the storybook: write storybook:N, N characters from 1 to 1000000000")
-    text = storybook.generate(int(n_characters))
-    return Corpus([text], name, sha256_bytes(text.encode()))
+    return int(n_characters)
 
 
 def load_large(path: Path, files: Stamps) -> LargeCorpus:

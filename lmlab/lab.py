@@ -38,7 +38,7 @@ from lmlab.resuming import (
     saved_config,
 )
 from lmlab.session import Ending, ask_to_stop, train
-from lmlab.tokenizers import Tokenizer
+from lmlab.tokenizers import Ids, Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
 
 if TYPE_CHECKING:
@@ -141,17 +141,9 @@ def load_batches(
 
     Raises DataError where the training split does not fill one window.
     """
-    ids = corpus.encode(tokenizer)
+    ids, begin_id = corpus.encode(tokenizer), tokenizer.begin_of_text_id
     train_ids, val_ids = split_corpus(ids, config.train_ratio)
-    windows_per_update = config.batch_size * config.gradient_accumulation_steps
-    begin_id = tokenizer.begin_of_text_id
-    windows = WindowDataset(train_ids, config.max_seq_len, begin_id)
-    train_batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
-    val = None
-    if len(val_ids) > 1:
-        val = DataLoader(WindowDataset(val_ids, config.max_seq_len, begin_id), config.batch_size)
-    if val is None and config.eval_cadence is not None:
-        raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
+    train_batches, val = loaders(config, train_ids, val_ids, begin_id, seed, position)
     floor_total, loss_floor = floor_of(corpus, tokenizer, val_ids, config) if val is not None else (None, None)
     facts = {
         "data": {
@@ -166,6 +158,20 @@ def load_batches(
         "loss_floor": loss_floor,  # of what an evaluation counts
     }
     return Batches(train_batches, val, facts)
+
+
+def loaders(
+    config: TrainingConfig, train_ids: Ids, val_ids: Ids, begin_id: int | None, seed: int, position: int = 0
+) -> tuple[DataLoader, DataLoader | None]:
+    """What deals out the batches of each split. Raises DataError and ConfigError where one is too short."""
+    windows_per_update = config.batch_size * config.gradient_accumulation_steps
+    windows = WindowDataset(train_ids, config.max_seq_len, begin_id)
+    train_batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
+    if len(val_ids) > 1:
+        return train_batches, DataLoader(WindowDataset(val_ids, config.max_seq_len, begin_id), config.batch_size)
+    if config.eval_cadence is not None:
+        raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
+    return train_batches, None
 
 
 def run(

@@ -47,9 +47,14 @@ def load_tokenizer(
 
     Raises TokenizerError, and ModelNotFound where a name is not in the registry.
     """
+    return named_tokenizer(config, models_dir) or CharTokenizer(corpus.characters)
+
+
+def named_tokenizer(config: TrainingConfig, models_dir: Path | str | None = None) -> Tokenizer | None:
+    """The tokenizer of a run where it does not depend on the text. Raises what `load_tokenizer` raises."""
     override = config.tokenizer_override
     if (override is None and config.model_name is None) or override == "char":
-        return CharTokenizer(corpus.characters)
+        return None
     registry = Registry(models_dir)
     if override is None:
         assert config.model_name is not None

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from lmlab import devices, hooks, loading, memory, parallel
+from lmlab import devices, hooks, lab, loading, memory, parallel
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
 from lmlab.config import TrainingConfig
+from lmlab.corpus import is_large
 from lmlab.data import load_text, split_corpus
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.memory import Estimate
@@ -188,6 +189,24 @@ def check_config(
         warnings=tuple(warning for warning in warnings if warning),
         together=together,
     )
+
+
+def refuse(config: TrainingConfig, data: str | Path | None = None, models_dir: str | Path | None = None) -> None:
+    """Raise the LabError that a run would begin with, as far as it can be foretold in a moment.
+
+    No weights are made or read; of large text, only whether it is there.
+    """
+    hooks.activate(config.hooks)
+    if config.model_name is not None:
+        Registry(models_dir).path(config.model_name)
+    tokenizer = loading.named_tokenizer(config, models_dir)
+    if not is_large(data):
+        corpus = load_text(data)
+        tokenizer = tokenizer or loading.load_tokenizer(config, corpus, models_dir)
+        splits = split_corpus(corpus.encode(tokenizer), config.train_ratio)
+        lab.loaders(config, *splits, tokenizer.begin_of_text_id, seed=0)
+    if config.model_name is not None and tokenizer is not None:
+        outline(config, tokenizer, models_dir)
 
 
 def outline(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lmlab import lab
+from lmlab import lab, planning
 from lmlab.comparison import distinct, smallest_difference
 from lmlab.entries import Entry
 from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
@@ -46,6 +46,10 @@ RUN_ARGUMENTS = {
     "models_dir",
     "listeners",
 }  # of `lab.run`; the others are fields
+# Fields by which a run may end at its beginning, with given text and models.
+BEGINNING = (
+    "hooks", "model_name", "tokenizer_override", "resize_embeddings", "max_seq_len", "train_ratio", "eval_cadence",
+)  # fmt: skip
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
 
 Source = Run | str  # who writes and is looked at: a run, or the name of a registered model
@@ -138,7 +142,8 @@ def sweep(
     changes: config fields by name, or other arguments of `lab.run`, such as `run_name`. Further arguments as for
     `lab.run`, the same for all. A run that diverges, or that memory was too small for, is among them; an interrupt ends
     the sweep with the run that it stops, the last one returned, and between two runs with those that were made; so does
-    an error after the first run, with a warning. All changes are checked before the first run. Raises a LabError.
+    an error after the first run, with a warning. Fields, hooks, models and text of all changes are checked before the first
+    run, text of more than 16 MB only for being there. Raises a LabError.
     """
     runs, error = _swept(config, changes, data, arguments)
     if error is not None:
@@ -151,7 +156,7 @@ def _swept(
 ) -> tuple[list[Run], LabError | None]:
     """The runs of a sweep, and the error that ended it after some, such as of a full disk."""
     changes = changes if isinstance(changes, Mapping) else list(changes)
-    refuse_changes(config, changes, arguments)
+    refuse_changes(config, changes, data, arguments)
     place = Display() if in_notebook() else None
     runs: list[Run] = []
     for change in changes:
@@ -172,21 +177,26 @@ def _swept(
     return runs, None
 
 
-def refuse_changes(config: lab.ConfigLike, changes: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise before hours of training what the last of a sweep's changes would raise: ConfigError, UsageError, RunError."""
+def refuse_changes(config: lab.ConfigLike, changes: Any, data: str | Path | None, arguments: Mapping[str, Any]) -> None:
+    """Raise before hours of training the LabError that the last of a sweep's changes would begin with."""
     if isinstance(changes, Mapping) or not all(isinstance(change, Mapping) for change in changes):
         raise UsageError("changes are a list of mappings, one for each run: [{'seed': 0}, {'seed': 1}]")
-    names = set()
+    folders, found_good = set(), set()
     for change in changes:
-        given = {"config": config, **arguments, **change}
-        lab.read_config(given["config"], **{name: each for name, each in given.items() if name not in RUN_ARGUMENTS})
+        given = {"config": config, "data": data, **arguments, **change}
+        fields = {name: each for name, each in given.items() if name not in RUN_ARGUMENTS}
+        resolved, places = lab.read_config(given["config"], **fields), (given["data"], given.get("models_dir"))
+        kind = (*map(str, places), *(getattr(resolved, name) for name in BEGINNING))
+        if kind not in found_good:
+            planning.refuse(resolved, *places)
+            found_good.add(kind)
         if (name := given.get("run_name")) is not None:
-            if name in names:
+            folder = lab.new_run_folder(given.get("runs_dir"), name).resolve()
+            if folder in folders:
                 raise UsageError(
                     f"two runs of the sweep would have the name {name!r}; give each its own run_name, or none"
                 )
-            names.add(name)
-            lab.new_run_folder(given.get("runs_dir"), name)
+            folders.add(folder)
 
 
 def _trial(*, listeners: Any, **arguments: Any) -> Run:

@@ -15,7 +15,7 @@ import tiny_models
 import torch
 
 import lmlab as lab
-from lmlab.errors import CheckpointError, ConfigError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, ModelNotFound, TokenizerError, UsageError
 
 Settings = dict[str, object]
 
@@ -308,6 +308,14 @@ def test_the_lens_knows_tokens_by_their_ids_and_not_by_their_looks(run: lab.Run,
         ([{"seed": 1}, {"d_model": 30, "n_heads": 4}], {}, ConfigError, "n_heads=4 does not divide d_model=30"),
         ([{"seed": 1}, {"seed": 2}], {"run_name": "same"}, UsageError, "two runs of the sweep would have the name 'same'"),
         ({"seed": 1}, {}, UsageError, "changes are a list of mappings"),
+        ([{"seed": 1}, {"hooks": ["weight_norm"]}], {}, ConfigError, "no hook 'weight_norm'; there are:"),
+        ([{"seed": 1}, {"hooks": ["weight_norms:x"]}], {}, ConfigError, "'weight_norms:x' has no cadence"),
+        ([{"seed": 1}, {"model_name": "absent"}], {}, ModelNotFound, "no model 'absent'"),
+        ([{"seed": 1}, {"tokenizer_override": "absent"}], {}, TokenizerError, "'absent' is neither `char`, nor"),
+        ([{"seed": 1}, {"data": "absent.txt"}], {}, DataError, "no data at absent.txt"),
+        ([{"seed": 1}, {"data": "storybook:x"}], {}, DataError, "'storybook:x' is no size of the storybook"),
+        ([{"seed": 1}, {"max_seq_len": 30000}], {}, DataError, "do not fill one window of max_seq_len=30000"),
+        ([{"seed": 1}, {"train_ratio": 0.99999, "eval_cadence": 1}], {}, ConfigError, "there is no validation text"),
     ],
 )  # fmt: skip
 def test_a_sweep_reads_all_its_changes_before_it_trains(
@@ -316,6 +324,22 @@ def test_a_sweep_reads_all_its_changes_before_it_trains(
     with pytest.raises(error, match=re.escape(says)):
         lab.sweep(tiny, changes, corpus, listeners=[], **arguments)
     assert len(lab.runs()) == 0
+
+
+def test_a_sweep_knows_beforehand_what_is_too_long_for_a_model(tiny: Settings, corpus: Path, monkeypatch: Any):
+    lab.get_model("builtin:tiny-qwen", name="qwen")
+    changes = [{"seed": 1}, {"model_name": "qwen", "max_seq_len": 5000}]
+    for large in (16_000_000, 1000):
+        monkeypatch.setattr("lmlab.corpus.LARGE", large)
+        with pytest.raises(ConfigError, match="max_seq_len=5000 is longer than qwen can take"):
+            lab.sweep(tiny, changes, corpus, listeners=[])
+    assert len(lab.runs()) == 0
+
+
+def test_runs_of_a_sweep_in_folders_of_their_own_may_share_a_name(tiny: Settings, corpus: Path, tmp_path: Path):
+    changes = [{"runs_dir": tmp_path / "one"}, {"runs_dir": tmp_path / "two"}]
+    swept = lab.sweep(tiny, changes, corpus, run_name="same", listeners=[])
+    assert [run.folder for run in swept] == [tmp_path / "one" / "same", tmp_path / "two" / "same"]
 
 
 def test_a_run_that_memory_was_too_small_for_leaves_a_sweep_its_others(tiny: Settings, corpus: Path):
