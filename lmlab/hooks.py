@@ -10,7 +10,7 @@ B batch, T time, D model width, H heads.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.devices import row_norms
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, UsageError
 from lmlab.modes import in_mode
 from lmlab.ranks import whole
 
 DEFAULT_CADENCE = 10
 MEASURED_WINDOWS = 4  # windows of the batch that a hook looks at
+TAKEN = ("event", "run_id", "time", "step", "name")  # what a `hook` event says by itself
 
 
 class Model(Protocol):
@@ -42,7 +43,8 @@ class Hook(ABC):
 
     @abstractmethod
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
-        """Numbers for a `hook` event, JSON values only. The model is in evaluation mode, without gradients."""
+        """Values for a `hook` event, by names that are not in TAKEN: text, numbers, arrays, tensors, lists and mappings of
+        them. The model is in evaluation mode, without gradients."""
 
 
 class ActivationStats(Hook):
@@ -111,6 +113,29 @@ def activate(names: Sequence[str]) -> list[ActiveHook]:
 
 @torch.no_grad()
 def measure(active: ActiveHook, model: Any, inputs_BT: Tensor) -> dict[str, Any]:
-    """One measurement on the first windows of a batch; the model is left in the mode it was in."""
+    """One measurement on the first windows of a batch, as the log holds it; the model is left in the mode it was in.
+
+    Raises UsageError where an event cannot hold what the hook returned.
+    """
+    name = active.hook.name
     with in_mode(model, training=False):
-        return active.hook.measure(model, inputs_BT[:MEASURED_WINDOWS])
+        measured: Any = active.hook.measure(model, inputs_BT[:MEASURED_WINDOWS])
+    if not isinstance(measured, Mapping):
+        raise UsageError(f"the hook {name!r} returned a {type(measured).__name__}; return a mapping of names to values")
+    taken = sorted(set(TAKEN) & set(measured))
+    if taken:
+        raise UsageError(f"the hook {name!r} returned {taken[0]!r}, which its event says by itself; call it otherwise")
+    return {str(key): written(value, f"{key!r} of the hook {name!r}") for key, value in measured.items()}
+
+
+def written(value: Any, what: str) -> Any:
+    """A value as JSON has it: arrays and tensors as lists, their scalars as numbers. Raises UsageError naming `what`."""
+    if hasattr(value, "tolist"):
+        return written(value.tolist(), what)
+    if isinstance(value, Mapping):
+        return {str(key): written(item, what) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item, what) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UsageError(f"{what} is a {type(value).__name__}, which the log cannot hold; return numbers, text or lists")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -196,15 +196,15 @@ class Trainer:
     def _mind_cadences(self, batch: Batch) -> None:
         if self._beside.is_done():
             self._await_saving()
-        for active in self.hooks:
-            if self.step % active.cadence == 0:
-                self.tell(
-                    "hook", name=active.hook.name, **hooks.measure(active, self.model, batch.inputs_BT.to(self.device))
-                )
-        if due(self.step, self.config.eval_cadence):
-            self.evaluate()
-        if due(self.step, self.config.sampling_cadence):
-            self.sample()
+        with self._steps_kept():
+            for active in self.hooks:
+                if self.step % active.cadence == 0:
+                    measured = hooks.measure(active, self.model, batch.inputs_BT.to(self.device))
+                    self.tell("hook", name=active.hook.name, **measured)
+            if due(self.step, self.config.eval_cadence):
+                self.evaluate()
+            if due(self.step, self.config.sampling_cadence):
+                self.sample()
         if due(self.step, self.config.checkpoint_cadence) and self.folder is not None:
             self.begin_checkpoint() if self.config.async_checkpoints else self.save_checkpoint()
 
@@ -266,20 +266,11 @@ class Trainer:
 
     def _end(self) -> str:
         """The last evaluation, sample and checkpoint, each where the cadence has not just done it."""
-        try:
+        with self._steps_kept():
             if self.finished and self.config.eval_cadence is not None and self._last.get("eval") != self.step:
                 self.evaluate()
             if self.finished and self._last.get("sample") != self.step:
                 self.sample()
-        except DivergedError:  # the weights are damaged
-            raise
-        except Exception:  # of too little memory, say: alone, the steps that were made are saved first
-            if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
-                try:
-                    self.save_checkpoint()
-                except LabError as error:  # what came first is what the user is to read
-                    self.tell("warning", message=str(error))
-            raise
         if self.folder is not None:
             self._await_saving()
             if self._last.get("checkpoint") != self.step:
@@ -290,6 +281,21 @@ class Trainer:
                     checkpoint.set_best(checkpoints, self.step)
                     checkpoint.prune(checkpoints, self.config.keep_checkpoints)  # the one that was the best until now
         return "completed" if self.finished else "stopped"
+
+    @contextlib.contextmanager
+    def _steps_kept(self) -> Iterator[None]:
+        """Save the steps that were made before an error of what only looks at the model ends the run."""
+        try:
+            yield
+        except DivergedError:  # the weights are damaged
+            raise
+        except Exception:  # of a hook, or of too little memory; alone, as the others do not know of it
+            if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
+                try:
+                    self.save_checkpoint()
+                except LabError as error:  # what came first is what the user is to read
+                    self.tell("warning", message=str(error))
+            raise
 
     def tell(self, event: str, *, step: int | None = None, **fields: Any) -> None:
         """Give every listener an event of the log, at the current step where none is given; `run_start` bears no step."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from lmlab import hooks
+from lmlab import events, hooks, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
 from lmlab.data import Batch
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, UsageError
 from lmlab.optim import create_optimizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -136,3 +138,65 @@ def test_a_hook_of_ones_own_is_a_class_in_the_table(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(hooks.HOOKS, "count", Count)
     _, (event,) = run(["count:4"])
     assert (event["name"], event["windows"], event["training"]) == ("count", 4, False)
+
+
+def put(monkeypatch: pytest.MonkeyPatch, measured: Any) -> None:
+    """A hook `own` that returns what it is given, or raises it."""
+
+    class Own(hooks.Hook):
+        name = "own"
+
+        def measure(self, model: Any, inputs_BT: torch.Tensor) -> dict[str, Any]:
+            if isinstance(measured, Exception):
+                raise measured
+            return measured  # type: ignore[no-any-return]
+
+    monkeypatch.setitem(hooks.HOOKS, "own", Own)
+
+
+def test_what_a_hook_returns_is_written_as_plain_numbers(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], corpus: Path
+) -> None:
+    measured = {
+        "scalar": np.float32(0.5), "count": np.int64(3), "array": np.array([[1, 2], [3, 4]]), "tensor": torch.ones(2),
+        "half": torch.tensor(0.25, dtype=torch.bfloat16), "deep": {"a": [np.float32(1.5), (torch.tensor(2),)]},
+        "nan": np.float32("nan"), "text": "so", "none": None, 7: True,
+    }  # fmt: skip
+    put(monkeypatch, measured)
+    run = lab.run(tiny, corpus, hooks=["own:6"], listeners=[])
+    (event,) = [event for event in events.read(run.log_path) if event["event"] == "hook"]
+    assert {key: event[key] for key in event.keys() - set(hooks.TAKEN)} == {
+        "scalar": 0.5, "count": 3, "array": [[1, 2], [3, 4]], "tensor": [1.0, 1.0], "half": 0.25,
+        "deep": {"a": [1.5, [2]]}, "nan": "NaN", "text": "so", "none": None, "7": True,
+    }  # fmt: skip
+    assert (event["name"], event["step"]) == ("own", 6)
+
+
+@pytest.mark.parametrize(
+    ("measured", "error", "says"),
+    [
+        ({"name": 1}, UsageError, "the hook 'own' returned 'name', which its event says by itself; call it otherwise"),
+        ({"step": 1}, UsageError, "the hook 'own' returned 'step'"),
+        ({"odd": [{1, 2}]}, UsageError, "'odd' of the hook 'own' is a set, which the log cannot hold"),
+        (0.5, UsageError, "the hook 'own' returned a float; return a mapping"),
+        (ZeroDivisionError("of its own"), ZeroDivisionError, "of its own"),
+    ],
+    ids=["name", "step", "set", "number", "raises"],
+)
+def test_what_a_hook_raises_costs_no_step(
+    measured: Any,
+    error: type[Exception],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: dict[str, Any],
+    corpus: Path,
+) -> None:
+    put(monkeypatch, measured)
+    config = {**tiny, "checkpoint_cadence": None, "hooks": ["own:4"], "eval_cadence": 3}
+    with pytest.raises(error, match=says):
+        lab.run(config, corpus, run_name="hooked", listeners=[])
+    put(monkeypatch, {"fine": 1})
+    resumed = lab.resume("hooked", listeners=[])
+    assert resumed.start["resumed_from"].endswith("step-00000004")
+    straight = lab.run({**config, "hooks": []}, corpus, run_name="straight", listeners=[])
+    assert resumed.last("val_loss") == straight.last("val_loss")
