@@ -67,6 +67,7 @@ def build(
 ) -> Trainer:
     """A Trainer ready to `fit`, from a config and text. Writes nothing yet.
 
+    Its `fit` leaves checkpoints in the run's folder, and no more: log, config and lock are what `run` adds.
     data: see `load_text`; None is the built-in storybook. overrides: config fields by name. Raises a LabError for
     whatever the user can mend.
     """
@@ -184,7 +185,7 @@ def run(
     listeners: Sequence[Listener] | None = None,
     **overrides: Any,
 ) -> Run:
-    """Train and return the `Run`; an interrupt saves first and returns a run that can be resumed.
+    """Train, with a log of all that happens, and return the `Run`; an interrupt saves first and leaves a run to resume.
 
     Arguments as for `build`. listeners: who is told the events; None shows a live view. Raises a LabError.
     """

@@ -21,6 +21,7 @@ from lmlab.config import TrainingConfig
 from lmlab.data import IGNORED, DataLoader, load_text
 from lmlab.errors import UsageError
 from lmlab.evaluate import losses_by_position
+from lmlab.history import as_mapping
 from lmlab.lab import Run
 from lmlab.study import whole_sweep
 from lmlab.tokenizers import Tokenizer
@@ -74,11 +75,18 @@ class Positions:
 def by_position(run: Run, data: str | Path | None = None) -> Positions:
     """A run's validation loss at each position of the window, against the floor there.
 
-    data: the run's text, None where it still lies where it was. Raises UsageError where it is not the storybook.
+    data: the run's text, None where it still lies where it was. Raises UsageError where it is not the storybook, and
+    where the run has no log.
     """
+    path = as_mapping(run.start.get("data")).get("path") if data is None else data
+    if path is None or not run.config:
+        raise UsageError(
+            f"the run {run.title} has no log that says what it was trained on: `lab.run` and `lab.resume` write one, "
+            "`lab.build(…).fit()` does not"
+        )
     adapter, tokenizer = run.load()
     config = TrainingConfig.from_dict(run.config)
-    corpus = load_text(run.start["data"]["path"] if data is None else data)
+    corpus = load_text(path)
     if not corpus.is_storybook:
         raise UsageError(f"the floor of {corpus.path} is not known; train on the storybook, the corpus without --data")
     val = lab.load_batches(config, corpus, tokenizer, seed=0).val

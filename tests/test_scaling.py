@@ -81,6 +81,14 @@ def test_text_without_a_known_floor_is_refused(tiny: dict[str, object], corpus: 
         lab.scaling_law(tiny, [{"max_steps": steps} for steps in (1, 2, 3)], data=corpus, listeners=[])
 
 
+def test_a_run_that_was_trained_without_a_log_is_refused(tiny: dict[str, object]):
+    lab.build(tiny, "storybook:6000", run_name="bare").fit()
+    run = lab.attach("bare")
+    assert (run.status, len(run.checkpoints())) == ("empty", 2)
+    with pytest.raises(UsageError, match="the run bare has no log that says what it was trained on"):
+        lab.by_position(run)
+
+
 def test_a_law_through_a_run_that_is_not_completed_is_refused(tiny: dict[str, object]):
     def interrupt(event: dict[str, object]) -> None:
         if event["event"] == "step" and event["step"] == 4:
