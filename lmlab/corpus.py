@@ -162,7 +162,7 @@ def storybook_size(name: str) -> int:
 
 def load_large(path: Path, files: Stamps) -> LargeCorpus:
     """A corpus on disk, read through once if that was never done. Raises DataError and OSError."""
-    kind = "folder" if path.is_dir() else "jsonl" if path.suffix == ".jsonl" else "text"
+    kind = "folder" if path.is_dir() else "jsonl" if is_json_lines(path) else "text"
     digests = "".join(sha256_file(file) for file, _, _ in files)
     content = sha256_bytes(f"{kind} {READING} {digests}".encode())
     facts = token_cache.kept_facts(
@@ -240,9 +240,7 @@ def unchanged(files: Stamps, path: Path) -> Iterator[Piece]:
 def read_pieces(path: Path) -> Iterator[Piece]:
     """The documents at `path` in pieces, those without text left out. Raises DataError and OSError."""
     n_documents = 0
-    documents = (
-        read_json_lines(path) if path.suffix == ".jsonl" and not path.is_dir() else map(read_file, files_of(path))
-    )
+    documents = read_json_lines(path) if is_json_lines(path) else map(read_file, files_of(path))
     for document in documents:
         start = 0
         for text in from_first_text(cut(document)):
@@ -252,8 +250,13 @@ def read_pieces(path: Path) -> Iterator[Piece]:
     if n_documents == 0 and path.is_dir():
         raise DataError(f"the folder {path} holds no .txt file with text in it; give one file, or name them so")
     if n_documents == 0:
-        what = "no line holds any text" if path.suffix == ".jsonl" else "give a file with text in it"
+        what = "no line holds any text" if is_json_lines(path) else "give a file with text in it"
         raise DataError(f"{path} is empty: {what}")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a path is read as a .jsonl: a file that is named so, in capitals or not."""
+    return path.suffix.lower() == ".jsonl" and not path.is_dir()
 
 
 def read_file(path: Path) -> Iterator[str]:

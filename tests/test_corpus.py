@@ -81,6 +81,16 @@ def write_lines(path: Path) -> Path:
 KINDS = {"text.txt": write_text, "folder": write_folder, "lines.jsonl": write_lines}
 
 
+@pytest.mark.parametrize("load", [small, large])
+def test_a_jsonl_is_one_in_capitals_too(load: Any, tmp_path: Path) -> None:
+    lower, upper = write_lines(tmp_path / "a.jsonl"), tmp_path / "B.JSONL"
+    shutil.copy(lower, upper)
+    assert (load(upper).sha256, load(upper).characters) == (load(lower).sha256, load(lower).characters)
+    upper.write_text("\n")
+    with pytest.raises(DataError, match="is empty: no line holds any text"):
+        load(upper)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_on_disk_as_in_memory(tmp_path: Path, name: str, bpe: HFTokenizer) -> None:
     path = KINDS[name](tmp_path / name)
