@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from lmlab import plain_yaml
@@ -276,6 +287,18 @@ class TrainingConfig(BaseModel):
         description="Research hooks that watch the run, each as `NAME` or `NAME:CADENCE`.",
         interactions="`activation_stats`, `attention_entropy`, `weight_norms`; each takes time and writes to the log.",
     )  # fmt: skip
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _own_integer(cls, value: Any) -> Any:
+        """Integers of other libraries, such as those of `np.arange`, as Python's own."""
+        return operator.index(value) if isinstance(value, Integral) and not isinstance(value, int) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _unsigned_zero(cls, value: Any) -> Any:
+        """-0.0 as 0.0: equal values, equal hash."""
+        return 0.0 if isinstance(value, float) and value == 0 else value
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainingConfig:

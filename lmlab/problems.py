@@ -22,7 +22,9 @@ WANTED = {
 }
 TRUE_WORDS = ("true", "yes", "on", "y")
 FALSE_WORDS = ("false", "no", "off", "n")
-NUMBERS = {"int_type": re.compile(r"[-+]?\d+"), "float_type": re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")}
+NUMBERS = {"int_type": re.compile(r"[-+]?[0-9]+"), "float_type": re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?")}
+IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]+)?")
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+(e[-+]?[0-9]+)?")
 BOUNDS = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most"}
 
 
@@ -129,7 +131,11 @@ def _hint(kind: str, value: Any, nullable: bool) -> str:
         return "; write null"
     if kind == "bool_type" and (word in TRUE_WORDS + FALSE_WORDS or value in (0, 1)):
         return f"; write {'true' if word in TRUE_WORDS or value == 1 else 'false'}"
-    bare = word.replace("_", "").replace(",", "").strip()
+    bare = word.replace("_", "").strip()
+    in_thousands = IN_THOUSANDS.fullmatch(bare)
+    if kind == "float_type" and DECIMAL_COMMA.fullmatch(bare):  # 1,000 may be a thousand or one
+        return "" if in_thousands else f"; write {shortened(bare.replace(',', '.'))}"
+    bare = bare.replace(",", "") if in_thousands else bare
     if kind in ("int_type", "float_type") and NUMBERS[kind].fullmatch(bare):
         return f"; write {shortened(bare)} without quotes"
     if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmlab.config import TrainingConfig
+from lmlab.config import TrainingConfig, parse_override
 from lmlab.errors import ConfigError
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -142,6 +142,25 @@ def test_a_bad_file_gets_one_clear_line(tmp_path: Path, case: str) -> None:
     assert expected in message
     assert message.isprintable(), "one line, and nothing that steers a terminal"
     assert len(message) < len(str(path)) + 260
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ending"),
+    [
+        ("learning_rate", "0,001", "must be a number; write 0.001"),
+        ("learning_rate", "1,5E-4", "must be a number; write 1.5e-4"),
+        ("sampling_temperature", "1,000", "must be a number"),  # a thousand, or one
+        ("grad_clip", "1,000.5", "must be a number or null; write 1000.5 without quotes"),
+        ("max_steps", "10,000", "must be a whole number; write 10000 without quotes"),
+        ("max_steps", "0,5", "must be a whole number"),
+        ("n_layers", "３", "must be a whole number"),
+        ("learning_rate", "３e-4", "must be a number"),
+    ],
+)
+def test_only_what_is_surely_meant_is_advised(name: str, value: str, ending: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig().updated(**dict([parse_override(f"{name}={value}")]))
+    assert str(caught.value) == f"{name}={value!r} {ending}"
 
 
 def test_a_missing_file_and_a_folder_get_one_clear_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -81,6 +82,24 @@ def test_a_whole_number_is_a_fine_float_and_equal_values_share_a_hash() -> None:
     config = TrainingConfig(learning_rate=3)
     assert isinstance(config.learning_rate, float)
     assert config.config_hash == TrainingConfig(learning_rate=3.0).config_hash
+
+
+def test_a_negative_zero_is_a_zero() -> None:
+    config = TrainingConfig(weight_decay=-0.0)
+    assert str(config.weight_decay) == "0.0"
+    assert config.config_hash == TrainingConfig(weight_decay=0.0).config_hash
+    assert TrainingConfig().updated(dropout=-0.0).to_dict() == TrainingConfig(dropout=0.0).to_dict()
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    configs = [TrainingConfig().updated(seed=seed, learning_rate=np.int32(1)) for seed in np.arange(2)]
+    configs.append(TrainingConfig.from_dict({"seed": np.uint8(2)}))
+    assert [config.seed for config in configs] == [0, 1, 2]
+    assert all(type(config.seed) is int for config in configs)
+    assert configs[1].config_hash == TrainingConfig(seed=1, learning_rate=1.0).config_hash
+    for value in (np.bool_(True), np.float64(1.0), np.array([1])):
+        with pytest.raises(ConfigError, match="must be a whole number"):
+            TrainingConfig.from_dict({"seed": value})
 
 
 def test_the_hash_does_not_depend_on_process_or_order_and_every_field_moves_it() -> None:
