@@ -77,10 +77,8 @@ def get_model(source: str, name: str, *, models_dir: str | Path | None = None) -
         assert imported is not None
         return imported
     entry, origin = registry.get(name), origin_of(source, None)
-    if (entry.source, entry.model_id) != (
-        origin.source,
-        origin.model_id,
-    ):  # a fine-tune keeps the id of what it is from
+    is_from_there = (entry.source, entry.model_id) == (origin.source, origin.model_id)
+    if not is_from_there:  # a fine-tune keeps the id of what it comes from
         known = "that was trained here" if entry.run_id is not None else f"from {entry.model_id}"
         raise UsageError(f"{name!r} is a model {known} already; choose another name for {source}")
     return entry

@@ -258,10 +258,9 @@ class Trainer:
             raise ConfigError(
                 "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
             )
+        # The own one's is set whatever a look at a batch, or an interrupted step, was dealt.
         if isinstance(batches, DataLoader) and (batches is self.train_dataloader or batches.position == 0):
-            batches.position = (
-                self.position
-            )  # the own one's, whatever a look at a batch or an interrupted step was dealt
+            batches.position = self.position
         return batches
 
     def _end(self) -> str:
