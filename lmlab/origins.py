@@ -21,6 +21,7 @@ from lmlab import gguf_header, plain_yaml
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
+from lmlab.hostile_tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 from lmlab.words import one_line
 
 if TYPE_CHECKING:
@@ -266,7 +267,6 @@ def make_tiny_qwen(target: Path) -> None:
 def disarm(folder: Path) -> list[str]:
     """Take out of the JSON files what makes transformers run code or read elsewhere. Returns the files changed."""
     from lmlab.adapters.pretrained import harmless
-    from lmlab.tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 
     changed = []
     for name in (CONFIG, "generation_config.json", "tokenizer_config.json", SPECIAL_TOKENS_MAP):

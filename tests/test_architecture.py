@@ -19,6 +19,7 @@ LEVELS = [
         "storybook_plots",
         "config",
         "entries",
+        "hostile_tokenizers",
         "events",
         "registry",
         "tokenizers",
