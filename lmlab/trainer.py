@@ -88,8 +88,7 @@ class Trainer:
         own_seed = parallel.own_seed(seed, self.world)
         self.random = devices.RandomStream(devices.seeded_random_state(own_seed, self.device), self.device)
         self.step, self.position, self.seed = 0, 0, seed
-        self.first_max_steps = config.max_steps  # of the run's first start
-        self.decay_steps = config.lr_decay_steps or self.first_max_steps
+        self.decay_steps = config.lr_decay_steps or config.max_steps
         self.progress = Progress()
         self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
@@ -386,7 +385,6 @@ class Trainer:
             "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
             "begin_of_text_id": self.tokenizer.begin_of_text_id if self.tokenizer is not None else None,
             "decay_steps": self.decay_steps,
-            "first_max_steps": self.first_max_steps,
             **self.progress.to_state(),
         }
         assert own.keys() == OWN_STATE, "a new key is to be listed there, too"
@@ -513,9 +511,7 @@ class Trainer:
         if self.config.precision == "auto" and state["device"] == self.device.type:
             self._use_precision(state["precision"])  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
-        decay_steps = int(state["decay_steps"])  # which is all that checkpoints of earlier versions hold
-        self.first_max_steps = int(state.get("first_max_steps", decay_steps))
-        self.decay_steps = self.config.lr_decay_steps or self.first_max_steps
+        self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.progress = Progress.from_state(state)
         self._last = {"eval": self.step, "sample": self.step, "checkpoint": self.step}
 
@@ -528,7 +524,7 @@ class Trainer:
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
-    "decay_steps", "first_max_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
+    "decay_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
 
 

@@ -154,25 +154,6 @@ def test_without_decay_steps_the_schedule_ends_with_the_first_start(corpus: Path
     assert rates[3:] == pytest.approx([1e-4] * 3)
 
 
-@pytest.mark.parametrize(
-    ("known", "expected"), [(True, [1e-4] * 6), (False, [3.25e-4] + [1e-4] * 5)], ids=["now", "earlier version"]
-)
-def test_a_decay_that_is_left_open_on_resume_ends_with_the_first_start(
-    known: bool, expected: list[float], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Checkpoints of earlier versions say only where the decay was to end: there it stays."""
-    state = Trainer.state
-    if not known:
-        monkeypatch.setattr(
-            Trainer, "state", lambda self: {k: v for k, v in state(self).items() if k != "first_max_steps"}
-        )
-    config = {**TINY, "lr_schedule": "linear", "learning_rate": 1.0e-3, "max_steps": 2, "lr_decay_steps": 4}
-    run = lab.run(config, corpus, run_name="r", runs_dir=tmp_path, listeners=[])
-    run.resume(max_steps=4, lr_decay_steps=None, listeners=[]).resume(max_steps=8, listeners=[])
-    rates = [event["learning_rate"] for event in events.read(run.log_path) if event["event"] == "step"]
-    assert rates[2:] == pytest.approx(expected)
-
-
 def test_what_listeners_draw_does_not_reach_the_run(corpus: Path, tmp_path: Path) -> None:
     config = {**EVERYTHING, "max_steps": 6, "checkpoint_cadence": 3}
     quiet = lab.run(config, corpus, run_name="quiet", runs_dir=tmp_path, listeners=[])
