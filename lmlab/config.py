@@ -146,7 +146,7 @@ class TrainingConfig(BaseModel):
     )  # fmt: skip
     lr_decay_steps: int | None = setting(
         None, TRAINING, ge=1, le=MOST_STEPS, reasonable_range="null, or `max_steps`",
-        description="Step at which a falling learning rate ends; null: the `max_steps` of the first start.",
+        description="Step at which a falling learning rate ends; null: the `max_steps` of the first start, kept on resume.",
         interactions="Must be above `warmup_steps`. Unused with `lr_schedule: constant`.",
     )  # fmt: skip
     warmup_steps: int = setting(

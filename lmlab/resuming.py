@@ -130,8 +130,9 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | No
                 f"{name}={changes[name]} contradicts the checkpoint {saved.folder}, which has {name}={before}; "
                 f"leave it out, or start a new run{BRANCH_OFF if name == 'model_name' and branch is None else ''}"
             )
-    if branch is None:
-        changes = {name: value for name, value in changes.items() if name != "seed"}
+    if branch is None:  # a decay that is left open ends where it did
+        changes = {name: value for name, value in changes.items() if (name, value) != ("lr_decay_steps", None)}
+        changes.pop("seed", None)
     return own.updated(**changes) if changes else own
 
 

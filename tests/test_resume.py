@@ -93,6 +93,23 @@ def test_interrupted_at_every_step_of_thirty(corpus: Path, tmp_path: Path, windo
     assert counts == {"step": 30, "eval": 8, "sample": 6, "hook": 10 + 7 + 4}
 
 
+def test_a_decay_that_resume_leaves_open_ends_where_it_did(corpus: Path, tmp_path: Path) -> None:
+    config = {
+        **EVERYTHING,
+        "lr_schedule": "linear",
+        "warmup_steps": 1,
+        "max_steps": 3,
+        "lr_decay_steps": 6,
+        "hooks": [],
+    }
+    run = lab.run(config, corpus, run_name="first", runs_dir=tmp_path, listeners=[])
+    run = run.resume(max_steps=8, lr_decay_steps=None, listeners=[])
+    assert run.config["lr_decay_steps"] == 6, "a run begun anew with this config falls alike"
+    rates = run.series("learning_rate")[1]
+    assert rates[5] < rates[4]
+    assert rates[5] == rates[6] == rates[7]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
