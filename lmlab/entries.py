@@ -76,7 +76,12 @@ class Entry(BaseModel):
     step: int | None = None
 
     def comes_from(self, other: Entry) -> bool:
-        """Whether a link names the other model, and not one that had its name before: run and step tell them apart."""
+        """Whether a link names the other model, and not one that had its name before: run and step tell them apart.
+
+        Of an entry without links, the name in `fine_tuned_from` is all there is.
+        """
+        if not self.lineage:
+            return self.fine_tuned_from == other.model_name
         meant = (other.model_name, other.run_id, other.step)
         return any((link.model_name, link.run_id, link.step) == meant for link in self.lineage)
 
