@@ -35,6 +35,7 @@ from lmlab.files import (
     sha256_file,
     write_atomic,
 )
+from lmlab.hostile_tokenizers import TEMPLATES
 from lmlab.ranks import ALONE, World, any_spread, is_spread, own_part, whole
 from lmlab.tokenizers import Tokenizer
 
@@ -283,7 +284,7 @@ def verify(folder: Path | str) -> None:
 
 def is_read(path: PurePath) -> bool:
     """Whether anybody reads a file of a checkpoint: of hidden ones transformers reads further chat templates."""
-    return not is_hidden(path) or (path.parent.name == "additional_chat_templates" and path.suffix == ".jinja")
+    return not is_hidden(path) or (path.parent.name == TEMPLATES and path.suffix == ".jinja")
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
@@ -380,3 +381,11 @@ def prune(checkpoints: Path, keep: int | None) -> None:
         folder = step_folder(checkpoints, step)
         if folder != spared:
             remove_tree(folder)
+
+
+def tidy(checkpoints: Path, keep: int | None, *, best: int | None) -> None:
+    """Point `best` at a step, where it is given, and then prune: what was the best before goes. Raises CheckpointError."""
+    with errors_named(checkpoints):
+        if best is not None:
+            set_best(checkpoints, best)
+        prune(checkpoints, keep)

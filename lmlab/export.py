@@ -31,13 +31,13 @@ from lmlab.files import (
     temporary_sibling,
     write_atomic,
 )
+from lmlab.hostile_tokenizers import TEMPLATES
 from lmlab.origins import LICENSE_FILE, TOKENIZER_FILES
 from lmlab.registry import Registry
 from lmlab.tokenizers import CHAR_FILE, SPECIAL_TOKENS, keep_apart, stands_alone
 from lmlab.words import count, one_line
 
 CARD = "README.md"
-CHAT_TEMPLATES = "additional_chat_templates"
 MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -103,7 +103,7 @@ def copy_model(saved: Checkpoint, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (saved.folder / "tokenizer" / name).is_file():
             shutil.copyfile(saved.folder / "tokenizer" / name, folder / name)
-    more = sorted((saved.folder / "tokenizer" / CHAT_TEMPLATES).glob("*.jinja"))
+    more = sorted((saved.folder / "tokenizer" / TEMPLATES).glob("*.jinja"))
     if more:
         keep_templates(more, folder)
     if saved.state.get("tokenizer") is not None:

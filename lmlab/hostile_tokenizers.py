@@ -17,7 +17,7 @@ NEVER_OPENED = ("name_or_path", "_name_or_path")  # where its author had it, wri
 GIVEN_ON = ("init_inputs", "gguf_file", "configuration_files")
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"  # all of it becomes arguments of the tokenizer
 SPECIAL_TOKEN = re.compile(r"\w+_token|(additional|extra)_special_tokens")
-TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"  # the folder of those beside the usual one
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 

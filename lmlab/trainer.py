@@ -274,10 +274,7 @@ class Trainer:
             if self._last.get("checkpoint") != self.step:
                 self.save_checkpoint()
             elif self.progress.claim_best(self.step) and self.world.leads:  # its cadence saved before this evaluation
-                checkpoints = self.folder / "checkpoints"
-                with checkpoint.errors_named(self.folder):
-                    checkpoint.set_best(checkpoints, self.step)
-                    checkpoint.prune(checkpoints, self.config.keep_checkpoints)  # the one that was the best until now
+                checkpoint.tidy(self.folder / "checkpoints", self.config.keep_checkpoints, best=self.step)
         return "completed" if self.finished else "stopped"
 
     @contextlib.contextmanager
@@ -444,10 +441,7 @@ class Trainer:
         def write(world: ranks.World) -> None:
             save(world=world)
             if in_run and world.leads:
-                with checkpoint.errors_named(checkpoints):
-                    if is_best:
-                        checkpoint.set_best(checkpoints, step)
-                    checkpoint.prune(checkpoints, self.config.keep_checkpoints)
+                checkpoint.tidy(checkpoints, self.config.keep_checkpoints, best=step if is_best else None)
 
         return write
 
