@@ -31,6 +31,7 @@ from lmlab.registry import Registry
 from lmlab.resuming import (
     find_checkpoint,
     find_together,
+    is_of_a_run,
     merge_config,
     named_fields,
     run_folder_of,
@@ -123,6 +124,8 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     run_id = provenance.new_run_id() if run_name is None else provenance.check_run_name(run_name)
     folder = find_runs_dir(runs_dir) / run_id
     if folder.exists() and not is_blank(folder):
+        if not is_of_a_run(folder):
+            raise RunError(f"{folder} exists already, and no run is in it; choose another --run-name")
         raise RunError(f"the run {folder} exists already; choose another --run-name, or go on with --resume {run_id}")
     return folder
 

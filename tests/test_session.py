@@ -267,7 +267,9 @@ def test_a_config_that_somebody_wrote_is_not_written_over(corpus: Path) -> None:
     text = "# my reasons\nlearning_rate: 1e-3\n"
     (folder / "config.yaml").write_text(text)
     for start in (lab.run, launch):
-        with pytest.raises(RunError, match=r"experiments/e3 exists already; choose another --run-name"):
+        with pytest.raises(
+            RunError, match=r"experiments/e3 exists already, and no run is in it; choose another --run-name"
+        ):
             start(CONFIG, corpus, run_name="e3", runs_dir="experiments")
     assert (folder / "config.yaml").read_text() == text
     assert os.listdir(folder) == ["config.yaml"]
