@@ -222,7 +222,7 @@ class TrainingConfig(BaseModel):
         description="Tokens that a sample adds to the prompt.",
         interactions=(
             "Beyond `max_seq_len`, the custom model's attention slides along. An imported model stops at its longest"
-            " context, and any model at an end of text."
+            " context, and any model at an end of text or of a turn."
         ),
     )  # fmt: skip
     sampling_seed: int = setting(

@@ -26,6 +26,7 @@ class Model(Protocol):
     training: bool
     max_positions: int | None
     end_of_text_id: int | None
+    turn_ends: frozenset[int]
     n_tokens: int | None
 
     def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor: ...
@@ -116,7 +117,7 @@ def generate(
 ) -> Tensor:
     """The prompt and up to `max_new_tokens` that follow it, ids_BT (int64).
 
-    Stops early when every row has ended its document; a row that ended is filled with end-of-text tokens.
+    Stops early when every row has ended its document, or its turn in a chat; a row that ended is filled with its end.
     No token looks back over the end of a document, as in training; the rows of a prompt are to have their ends alike.
     Rows of the embedding beyond `n_tokens`, which no tokenizer could say, are never drawn.
     A seed makes the tokens reproducible and leaves torch's default generator alone. on_token is called with each new
@@ -129,7 +130,9 @@ def generate(
     limit = math.inf if model.max_positions is None else model.max_positions
     ids_BT, cache = prompt_BT, model.new_cache(prompt_BT.size(0)) if use_cache else None
     fresh_BT = open_document(prompt_BT, model.end_of_text_id) if use_cache else prompt_BT
-    end, ended_B1 = model.end_of_text_id, torch.zeros_like(prompt_BT[:, :1], dtype=torch.bool)
+    end = model.end_of_text_id
+    ends_E = prompt_BT.new_tensor(sorted({end, *model.turn_ends} - {None}))
+    last_B1, ended_B1 = prompt_BT[:, -1:], torch.zeros_like(prompt_BT[:, :1], dtype=torch.bool)
     begins_anew = use_cache and end is not None and bool((prompt_BT[:, -1] == end).all())
     with in_mode(model, training=False):
         for _ in range(settings.max_new_tokens):
@@ -139,12 +142,12 @@ def generate(
             if begins_anew:  # what follows the end of a document does not see it
                 cache, begins_anew = model.new_cache(prompt_BT.size(0)), False
             next_B1 = choose(logits_BV, settings, generator)
-            if end is not None:
-                next_B1 = next_B1.masked_fill(ended_B1, end)
-                ended_B1 |= next_B1 == end
+            if len(ends_E):
+                next_B1 = torch.where(ended_B1, last_B1, next_B1)
+                last_B1, ended_B1 = next_B1, (next_B1 == ends_E).any(dim=1, keepdim=True)
             ids_BT, fresh_BT = torch.cat([ids_BT, next_B1], dim=1), next_B1
             if on_token is not None:
                 on_token(next_B1)
-            if end is not None and bool(ended_B1.all()):
+            if len(ends_E) and bool(ended_B1.all()):
                 break
     return ids_BT

@@ -106,9 +106,9 @@ def fit(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> N
             f"max_seq_len={config.max_seq_len} is longer than {config.model_name} can take; "
             f"its limit is {adapter.max_positions}"
         )
-    adapter.use_tokenizer(tokenizer)
     if config.tokenizer_override is not None:
         adapter.name_special_tokens(tokenizer)
+    adapter.use_tokenizer(tokenizer)
 
 
 def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +48,13 @@ def write(
     told = None if on_token is None else lambda next_B1: on_token(tokenizer.pieces([int(next_B1[0, 0])])[0])
     with devices.autocast(devices.resolve_precision(precision, device), device):
         ids_BT = adapter.generate(ids.repeat(n, 1).to(device), settings, on_token=told)
-    return [tokenizer.decode(until_end(row, len(ids), tokenizer.end_of_text_id)[before:]) for row in ids_BT.tolist()]
+    ends = {adapter.end_of_text_id, *adapter.turn_ends}
+    return [tokenizer.decode(until_end(row, len(ids), ends)[before:]) for row in ids_BT.tolist()]
 
 
-def until_end(row: list[int], n_prompt: int, end_of_text_id: int | None) -> list[int]:
-    """A sampled row up to the end of its document, without what fills it while longer texts are drawn beside it."""
-    if end_of_text_id is None or end_of_text_id not in row[n_prompt:]:
-        return row
-    return row[: row.index(end_of_text_id, n_prompt) + 1]
+def until_end(row: list[int], n_prompt: int, ends: Collection[int | None]) -> list[int]:
+    """A sampled row up to its first end, without what fills it while longer texts are drawn beside it."""
+    return row[: next((at + 1 for at in range(n_prompt, len(row)) if row[at] in ends), len(row))]
 
 
 class Writer(NamedTuple):

@@ -41,12 +41,14 @@ class Tokenizer(ABC):
     identifier: kind, size and content in one word; equal identifiers mean equal ids for every text.
     end_of_text_id: the id that ends a document, None where the tokenizer has none. begin_of_text_id: the id that it puts
     before a text, as Gemma's and Llama's do; None where it puts none.
+    end_of_sequence_id: after which a model falls silent, of chat models the end of a turn; else the end of text.
     """
 
     vocab_size: int
     identifier: str
     end_of_text_id: int | None = None
     begin_of_text_id: int | None = None
+    end_of_sequence_id: int | None = None
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -59,6 +61,10 @@ class Tokenizer(ABC):
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id as it stands within a text, where some tokenizers would leave a space away at the front."""
         return [self.decode([i]) for i in ids]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id stands for a mark, such as the end of a text, and for no text."""
+        return False
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -232,6 +238,7 @@ class HFTokenizer(Tokenizer):
                 raise TokenizerError(
                     f"{self.folder} holds a tokenizer with ids up to {self.vocab_size - 1:,}: no model has"
                 )
+            self.end_of_sequence_id = self.inner.eos_token_id
             self.end_of_text_id = self._find_end_of_text()
             self.begin_of_text_id = self._find_begin_of_text()
             self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
@@ -247,11 +254,10 @@ class HFTokenizer(Tokenizer):
 
     def _find_end_of_text(self) -> int | None:
         """`<|endoftext|>` where there is one (chat models end a turn with another token), else the end of sequence."""
-        token = self.inner.convert_tokens_to_ids("<|endoftext|>")
-        if isinstance(token, int) and token >= 0 and token != self.inner.unk_token_id:
-            return token
-        end = self.inner.eos_token_id
-        return int(end) if end is not None else None
+        end = "<|endoftext|>"
+        token = self.inner.convert_tokens_to_ids(end)
+        unknown = token == self.inner.unk_token_id and self.inner.unk_token != end  # SmolLM2's stands for both
+        return token if isinstance(token, int) and token >= 0 and not unknown else self.end_of_sequence_id
 
     def _find_begin_of_text(self) -> int | None:
         """What the tokenizer by itself puts before a text; one that ends texts, too, tells nothing of a beginning."""
@@ -286,6 +292,11 @@ class HFTokenizer(Tokenizer):
         """The text of ids, special tokens shown. Ids that no token has (a model may have spare rows) say nothing."""
         values = [int(i) for i in ids if 0 <= i < self.vocab_size]
         return str(self.inner.decode(values, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def is_special(self, token_id: int) -> bool:
+        """See `Tokenizer.is_special`."""
+        token = self.inner.added_tokens_decoder.get(token_id)
+        return token is not None and bool(token.special)
 
     @functools.cached_property
     def _anchor(self) -> tuple[list[int], str]:

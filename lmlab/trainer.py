@@ -381,6 +381,7 @@ class Trainer:
             "precision": self.precision,
             "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
             "begin_of_text_id": self.tokenizer.begin_of_text_id if self.tokenizer is not None else None,
+            "end_of_text_id": self.tokenizer.end_of_text_id if self.tokenizer is not None else None,
             "decay_steps": self.decay_steps,
             **self.progress.to_state(),
         }
@@ -518,7 +519,7 @@ class Trainer:
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
-    "decay_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
+    "end_of_text_id", "decay_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_config import TINY
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmlab import checkpoint, events, hub, lab, storybook
 from lmlab.data import IGNORED, DataLoader, WindowDataset, load_text
@@ -156,6 +156,24 @@ def test_a_run_goes_on_as_it_began_also_one_of_before(models: Path, documents: P
         old.state["data"].pop("begin_of_text_id", None)
     assert trainer.val_dataloader.dataset.begin_id is None
     assert trainer.tokenizer.begin_of_text_id is None
+
+
+def test_a_checkpoint_of_before_keeps_its_end_of_text(models: Path, tmp_path: Path) -> None:
+    """A token that stands for what is unknown, too, was not taken for it before: the end of a turn was, in its place."""
+    adapter, _ = load_model_and_tokenizer(models / "tiny")
+    inner = AutoTokenizer.from_pretrained(models / "tiny")
+    end = tiny_models.END_OF_TEXT
+    inner.add_special_tokens({"unk_token": end, "eos_token": "the"})
+    inner.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = HFTokenizer(tmp_path / "tokenizer")
+    trainer = Trainer(adapter, create_optimizer(adapter.model, lab.read_config(CONFIG)), lab.read_config(CONFIG))
+    state = json.loads((trainer.save_checkpoint(tmp_path / "saved", tokenizer) / "state.json").read_text())
+    for kept, text in ((tokenizer.end_of_text_id, end), (tokenizer.end_of_sequence_id, "the"), (None, "the")):
+        altered = {key: value for key, value in state.items() if key != "end_of_text_id"}
+        altered |= {} if kept is None else {"end_of_text_id": kept}
+        (tmp_path / "saved" / "state.json").write_text(json.dumps(altered))
+        _, found = load_model_and_tokenizer(tmp_path / "saved")
+        assert found.decode(found.border()) == text
 
 
 def test_a_trainer_put_together_by_hand_comes_back_with_it(models: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 import tiny_models
 import torch
 from tiny_config import TINY
+from tiny_models import END_OF_TEXT
+from transformers import AutoTokenizer
 
 from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.errors import LabError, RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
+from lmlab.hub import import_model
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.sampling import until_end, write, write_samples
 from lmlab.tokenizers import CharTokenizer
@@ -82,16 +86,64 @@ def test_every_token_of_the_first_text_is_told_and_the_model_stays_as_it_was() -
 
 
 @pytest.mark.parametrize(
-    ("row", "n_prompt", "end", "kept"),
+    ("row", "n_prompt", "ends", "kept"),
     [
-        ([5, 0, 6, 7, 0, 0, 0], 2, 0, [5, 0, 6, 7, 0]),
-        ([5, 0, 6, 7], 2, 0, [5, 0, 6, 7]),
-        ([5, 6, 7], 1, None, [5, 6, 7]),
-        ([0, 0], 1, 0, [0, 0]),
+        ([5, 0, 6, 7, 0, 0, 0], 2, {0}, [5, 0, 6, 7, 0]),
+        ([5, 0, 6, 7], 2, {0}, [5, 0, 6, 7]),
+        ([5, 6, 7], 1, {None}, [5, 6, 7]),
+        ([0, 0], 1, {0, 3}, [0, 0]),
+        ([5, 3, 6, 7, 3, 3, 0], 2, {0, 3}, [5, 3, 6, 7, 3]),
     ],
 )
-def test_what_fills_a_text_that_ended_is_left_out(row: list[int], n_prompt: int, end: Any, kept: list[int]) -> None:
-    assert until_end(row, n_prompt, end) == kept
+def test_what_fills_a_text_that_ended_is_left_out(row: list[int], n_prompt: int, ends: Any, kept: list[int]) -> None:
+    assert until_end(row, n_prompt, ends) == kept
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer ends a turn with one token, and whose config names two more: one of a text, one plain."""
+    more = ["<|im_end|>", "<end_of_turn>"]
+    folder = tiny_models.make(tmp_path_factory.mktemp("chat"), vocab_size=tiny_models.VOCABULARY + len(more))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens(
+        {"eos_token": more[0], "unk_token": END_OF_TEXT, "additional_special_tokens": more[1:]}
+    )
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in (END_OF_TEXT, more[1], "e")]
+    (folder / "config.json").write_text(json.dumps({**settings, "eos_token_id": ends}))
+    return folder
+
+
+def test_a_sample_ends_with_a_text_or_a_turn_of_a_chat(chat_model: Path) -> None:
+    adapter, tokenizer = load_model_and_tokenizer(chat_model)
+    assert tokenizer.decode(tokenizer.border()) == END_OF_TEXT  # also where the same token stands for what is unknown
+    texts = write(adapter, tokenizer, "the sea", 20, SamplingSettings(100, temperature=50.0, seed=1))
+    ends = (END_OF_TEXT, "<|im_end|>", "<end_of_turn>")
+    ended = [[end for end in ends if end in text] for text in texts]
+    assert {end for found in ended for end in found} == set(ends)
+    for text, found in zip(texts, ended, strict=True):
+        assert not found or (len(found) == 1 and text.index(found[0]) == len(text) - len(found[0]))
+    assert any("e" in text[len("the sea") : -20] for text in texts)  # named as an end, but it is text
+
+
+def test_a_model_trained_with_another_tokenizer_ends_with_the_ends_of_that_one(
+    chat_model: Path, tmp_path: Path, corpus: Path
+) -> None:
+    models, other = tmp_path / "models", tmp_path / "other"
+    import_model(str(chat_model), "chat", models_dir=models)
+    tiny_models.write_tokenizer(other)
+    config = {
+        "model_name": "chat",
+        "tokenizer_override": str(other),
+        "max_seq_len": 16,
+        "batch_size": 2,
+        "max_steps": 1,
+    }
+    run = lab.run(config, corpus, runs_dir=tmp_path / "runs", models_dir=models, listeners=[])
+    adapter, tokenizer = run.load()
+    assert adapter.end_of_text_id == tokenizer.end_of_text_id is not None
+    assert not adapter.turn_ends
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:

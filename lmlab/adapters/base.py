@@ -48,6 +48,7 @@ class BaseAdapter(nn.Module, ABC):
     """A causal language model as the lab sees it. `model` is the wrapped module; parameter names are its own.
 
     end_of_text_id: the token that ends a document; documents packed into one window are told apart by it.
+    turn_ends: further tokens after which a sample ends, as those that end a turn of a chat model.
     n_tokens: how many ids the tokenizer has, None for all of the embedding's; a model may have spare rows.
     max_positions: the longest context the model can take in tokens, None where it has no limit.
     packs: whether the documents of a window go through the model as one row; None where that is not known yet.
@@ -60,6 +61,7 @@ class BaseAdapter(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.end_of_text_id: int | None = None
+        self.turn_ends: frozenset[int] = frozenset()
         self.n_tokens: int | None = None
         self.max_positions: int | None = None
 
@@ -151,8 +153,14 @@ class BaseAdapter(nn.Module, ABC):
         Where it has more ids than the embedding has rows, text with one of the others raises TokenizerError from then on.
         """
         self.end_of_text_id, self.n_tokens = tokenizer.end_of_text_id, tokenizer.vocab_size
+        ends = {*self.ends_named(), tokenizer.end_of_sequence_id} - {tokenizer.end_of_text_id}
+        self.turn_ends = frozenset(end for end in ends if end is not None and tokenizer.is_special(end))
         if tokenizer.vocab_size > self.vocab_size:
             self.embedding.register_forward_pre_hook(refuse_beyond)
+
+    def ends_named(self) -> Iterable[int]:
+        """The tokens that the model's own settings name as its ends."""
+        return ()
 
     def name_special_tokens(self, tokenizer: Tokenizer) -> None:
         """Let what is saved beside the weights name the special tokens of a tokenizer that is not the model's own."""

@@ -290,6 +290,11 @@ class CausalLMAdapter(BaseAdapter):
         enable = getattr(self.model, "activation_checkpointing_enable", None)  # its older name is deprecated
         (enable or self.model.gradient_checkpointing_enable)(recomputation(self.model.device))
 
+    def ends_named(self) -> list[int]:
+        """The tokens that `config.json` names as ends, one or several: of chat models, of a turn and of a text."""
+        named = [part.eos_token_id for part in (self.model.config, self.model.config.get_text_config())]
+        return [end for ends in named for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+
     def name_special_tokens(self, tokenizer: Tokenizer) -> None:
         """Let `config.json` name a tokenizer's special tokens: the ids of others would mean something else by now."""
         ids = (tokenizer.begin_of_text_id, tokenizer.end_of_text_id, None)
