@@ -1,6 +1,7 @@
 """A run folder read back: its history from `log.jsonl`, its checkpoints, notes and tags. Imports no torch.
 
 Reading never raises for what a log holds: what can be read is read, and `damaged` counts the lines that cannot.
+Most of a log are steps, of which a list of runs shows the last alone: the others are read when a series is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lmlab.files import (
     tree_size,
     write_atomic,
 )
-from lmlab.history import History, as_mapping, as_text, timestamp
+from lmlab.history import History, Points, as_mapping, as_text, timestamp
 from lmlab.places import find_file
 
 LOG = "log.jsonl"
@@ -33,6 +34,7 @@ RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
 PROCESS = "process.json"  # who trains, for those who want to stop it
 REMARKS = "notes.json"
 CHUNK = 1 << 20
+A_STEP = b'{"event": "step", '  # how the line of a step begins
 LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
 
 AnyRecord = TypeVar("AnyRecord", bound="Record")
@@ -48,6 +50,7 @@ class Record(History):
         if not self.folder.is_dir():
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode = 0, -1
+        self._in_full = False  # whether all steps are read
         self.refresh()
 
     def __fspath__(self) -> str:
@@ -91,7 +94,7 @@ class Record(History):
                     self._offset, self._inode = 0, state.st_ino
                 file.seek(self._offset)
                 before = self._offset
-                for line, end in _whole_lines(file.read):
+                for line, end in _whole_lines(file.read) if self._in_full else _without_steps(file.read):
                     self._take(line)
                     self._offset = before + end
                 return replaced or self._offset > before
@@ -102,9 +105,31 @@ class Record(History):
         if line.strip():
             event = parse_line(line)
             if event is None:
-                self.damaged += 1
+                self._damaged += 1
             else:
                 self.add(event)
+
+    def _read_in_full(self) -> None:
+        if not self._in_full:
+            self._in_full, self._inode = True, -1
+            self.refresh()
+
+    @property
+    def damaged(self) -> int:
+        """How many lines of the log could not be read."""
+        self._read_in_full()
+        return super().damaged
+
+    def names(self) -> list[str]:
+        """See `History.names`."""
+        self._read_in_full()
+        return super().names()
+
+    def series(self, name: str) -> Points:
+        """See `History.series`."""
+        if name != "val_loss":  # no step holds it
+            self._read_in_full()
+        return super().series(name)
 
     def is_running(self) -> bool:
         """Whether a living process holds the run's lock."""
@@ -204,6 +229,20 @@ def _whole_lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
             pending = b""
     if pending and parse_line(pending) is not None:
         yield pending, end + len(pending)
+
+
+def _without_steps(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
+    """`_whole_lines` without all steps that another follows at once."""
+    last: tuple[bytes, int] | None = None
+    for line, end in _whole_lines(read):
+        is_step = line.startswith(A_STEP) and line.endswith(b"}")
+        if last is not None and not is_step:
+            yield last
+        last = (line, end) if is_step else None
+        if last is None:
+            yield line, end
+    if last is not None:
+        yield last
 
 
 def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:

@@ -185,6 +185,24 @@ def test_damaged_lines_are_counted_and_passed_over(tmp_path):
     assert record.series("loss")[0].tolist() == [1, 2, 3, 4, 5]
 
 
+def test_a_list_of_runs_reads_the_last_step_alone_and_says_what_the_whole_log_says(tmp_path, monkeypatch):
+    write_run(tmp_path / "finished", steps=400)
+    running = write_run(tmp_path / "running", steps=398, status=None)
+    with open(running / "log.jsonl", "ab") as file:
+        file.write(b'{"event": "step", "step": 3\n')  # torn by a crash
+    parsed: list[bytes] = []
+    monkeypatch.setattr("lmlab.record.parse_line", lambda line: parsed.append(line) or events.parse_line(line))
+    records = find_runs(tmp_path, Record)
+    listed = [runs_table.row(record) for record in records]
+    assert sum(b'"event": "step"' in line for line in parsed) < 100
+    for record, row in zip(records, listed, strict=True):
+        whole = Record(record.folder)
+        assert len(whole.series("loss")[0]) == row["step"] == whole.step
+        assert runs_table.row(whole) == row
+        assert (record.seconds, record.tokens, record.best) == (whole.seconds, whole.tokens, whole.best)
+        assert snapshot(record) == snapshot(whole)
+
+
 KEYS = [
     "run_id", "time", "step", "config", "model", "lineage", "loss", "val_loss", "loss_floor", "status", "prompt",
     "sample_text", "message", "name", "batch_size", "max_seq_len", "max_steps", "n_parameters", "data", "sha256", "versions",
