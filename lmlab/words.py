@@ -109,12 +109,17 @@ def cell(value: Any, longest: int = 200) -> str:
 
 
 def text_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, str]], numbers: Sequence[str] = ()) -> str:
-    """A table in plain text. columns: key to heading; rows: key to a cell's text; numbers: the keys set flush right."""
+    """A table in plain text, aligned as a terminal shows it, where a letter of Chinese is two columns wide.
+
+    columns: key to heading; rows: key to a cell's text; numbers: the keys set flush right.
+    """
+    from rich.cells import cell_len
+
     lines = [columns, *({key: cell(row.get(key, DASH)) for key in columns} for row in rows)]
-    widths = {key: max(len(line[key]) for line in lines) for key in columns}
-    return "\n".join(
-        "  ".join(
-            line[key].rjust(widths[key]) if key in numbers else line[key].ljust(widths[key]) for key in columns
-        ).rstrip()
-        for line in lines
-    )
+    widths = {key: max(cell_len(line[key]) for line in lines) for key in columns}
+
+    def padded(line: Mapping[str, str], key: str) -> str:
+        blanks = " " * (widths[key] - cell_len(line[key]))
+        return blanks + line[key] if key in numbers else line[key] + blanks
+
+    return "\n".join("  ".join(padded(line, key) for key in columns).rstrip() for line in lines)

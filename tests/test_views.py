@@ -392,6 +392,12 @@ def test_values_in_words():
     assert table.splitlines() == ["NAME   N", "x     10", "long   –"]
 
 
+def test_tables_are_aligned_as_a_terminal_shows_wide_letters():
+    rows = [{"data": "日本語.txt", "n": "5"}, {"data": "cafe\u0301", "n": "10"}]  # 10 columns, and 4 of 5 characters
+    table = words.text_table({"data": "data", "n": "n"}, rows, numbers=("n",))
+    assert table.splitlines() == ["data         n", "日本語.txt   5", "cafe\u0301        10"]
+
+
 # --- small charts ---------------------------------------------------------------------------------------------------
 
 
