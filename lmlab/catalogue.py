@@ -20,6 +20,7 @@ from lmlab.words import count, one_line, size, text_table
 COLUMNS = ("NAME", "TYPE", "PARAMETERS", "SIZE", "ORIGIN", "LICENCE")
 TAIL = 1 << 16  # bytes read from the end of a log: its last evaluation and its end stand there
 LARGEST_CONFIG = 4 << 20
+NO_LIMIT = 10**12  # tokens; settings that name no longest text have a far larger number in its place
 LOUD = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map", "layer_types")
 
 
@@ -150,13 +151,13 @@ def tokenizer_facts(folder: Path) -> list[tuple[str, Any]]:
     if isinstance(characters, str):
         return [("kind", "characters"), ("vocabulary", len(characters))]
     values = read_small_json(folder / "tokenizer_config.json")
-    end = values.get("eos_token")
+    end, longest = values.get("eos_token"), values.get("model_max_length")
     if not values and not (folder / "tokenizer.json").exists():
         return [("kind", "none: set tokenizer_override to train with this model")]
     return [
         ("kind", values.get("tokenizer_class", "tokenizer.json")),
-        ("end of text", end.get("content") if isinstance(end, dict) else end),
-        ("longest text", values.get("model_max_length")),
+        ("end of sequence", end.get("content") if isinstance(end, dict) else end),
+        ("longest text", longest if isinstance(longest, int) and longest < NO_LIMIT else None),
     ]
 
 

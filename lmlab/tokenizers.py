@@ -244,8 +244,14 @@ class HFTokenizer(Tokenizer):
             self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"
 
     def kind(self) -> str:
-        """The name of the tokenizer's class without "Tokenizer" and "Fast", in lower case: `qwen2`, `gpt2`."""
-        return type(self.inner).__name__.replace("TokenizerFast", "").replace("Tokenizer", "").lower() or "hf"
+        """The name of the tokenizer's class without "Tokenizer" and "Fast", in lower case: `qwen2`, `gpt2`.
+
+        Of a class that stands for any tokenizer, what it does: `bpe`, `unigram`.
+        """
+        name = type(self.inner).__name__
+        if name in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return type(self.inner.backend_tokenizer.model).__name__.lower()
+        return name.replace("TokenizerFast", "").replace("Tokenizer", "").lower() or "hf"
 
     def _knows_text(self) -> bool:
         """Whether text has ids: without its files, the library makes a tokenizer that knows none."""

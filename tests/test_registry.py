@@ -498,7 +498,8 @@ def test_info_tells_everything_about_a_model(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "models")
     family(registry)
     (tmp_path / "models" / "child" / "config.json").write_text('{"model_type": "qwen2", "hidden_size": 896}')
-    (tmp_path / "models" / "child" / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|end|>", "model_max_length": int(1e30)}
+    (tmp_path / "models" / "child" / "tokenizer_config.json").write_text(json.dumps(settings))
     run = tmp_path / "runs" / "run-1"
     run.mkdir(parents=True)
     events = [
@@ -513,6 +514,8 @@ def test_info_tells_everything_about_a_model(tmp_path: Path) -> None:
     assert registry.get("child").files["model.safetensors"].sha256 in info
     assert "hidden_size  896" in info
     assert "Qwen2Tokenizer" in info
+    assert "end of sequence  <|end|>" in info
+    assert "longest text" not in info  # the number stands for none
     assert "grandchild  from child" in info
     assert "run-1  weights of step 20; fine-tune; val_loss 1.5000 at step 20; completed" in info
     assert "base  its own weights" in info

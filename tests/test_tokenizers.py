@@ -138,6 +138,11 @@ def test_a_saved_tokenizer_of_hugging_face_is_the_same(hf_folder: Path, tmp_path
     assert loaded.decode([10**6, -1]) == ""  # rows of an embedding that no token has say nothing
 
 
+def test_a_class_that_stands_for_any_tokenizer_is_named_by_what_it_does(tmp_path: Path) -> None:
+    tiny_models.write_tokenizer(tmp_path, "PreTrainedTokenizerFast")
+    assert Tokenizer.load(tmp_path).identifier.startswith("bpe-")
+
+
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"no tokenizer in .*missing: the folder does not exist"):
         Tokenizer.load(tmp_path / "missing")
