@@ -96,7 +96,7 @@ class History:
         self.step = 0
         self.seconds = 0.0
         self.warnings: list[str] = []
-        self._damaged = 0
+        self.damaged = 0
         self._samples: list[Sample] = []
         self._hooks: dict[str, list[Event]] = {}
         self._columns: dict[str, _Column] = {}
@@ -150,11 +150,6 @@ class History:
             column = self._columns[name] = _Column()
         column.steps.append(step)
         column.values.append(value)
-
-    @property
-    def damaged(self) -> int:
-        """How many lines of the log could not be read."""
-        return self._damaged
 
     @property
     def start(self) -> dict[str, Any]:
@@ -292,7 +287,7 @@ class History:
         except ImportError as error:
             raise LabError("to_pandas needs pandas, which is not installed; `pip install pandas`") from error
         columns = {}
-        for name in self.names():
+        for name in self._columns:
             steps, values = self.series(name)
             columns[name] = pandas.Series(dict(zip(steps.tolist(), values.tolist(), strict=True)), dtype="float64")
         return pandas.DataFrame(columns).sort_index().rename_axis("step")

@@ -1,7 +1,6 @@
 """A run folder read back: its history from `log.jsonl`, its checkpoints, notes and tags. Imports no torch.
 
 Reading never raises for what a log holds: what can be read is read, and `damaged` counts the lines that cannot.
-Most of a log are steps, of which a list of runs shows the last alone: the others are read when a series is asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lmlab.files import (
     tree_size,
     write_atomic,
 )
-from lmlab.history import History, Points, as_mapping, as_text, timestamp
+from lmlab.history import History, as_mapping, as_text, timestamp
 from lmlab.places import find_file
 
 LOG = "log.jsonl"
@@ -50,7 +49,6 @@ class Record(History):
         if not self.folder.is_dir():
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode = 0, -1
-        self._in_full = False  # whether all steps are read
         self.refresh()
 
     def __fspath__(self) -> str:
@@ -94,42 +92,25 @@ class Record(History):
                     self._offset, self._inode = 0, state.st_ino
                 file.seek(self._offset)
                 before = self._offset
-                for line, end in _whole_lines(file.read) if self._in_full else _without_steps(file.read):
+                for line, end in self._lines(file.read):
                     self._take(line)
                     self._offset = before + end
                 return replaced or self._offset > before
         except OSError:
             return False  # it cannot be read: the record stays as it is
 
+    @staticmethod
+    def _lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
+        """The lines to take, each with the offset after it."""
+        return _whole_lines(read)
+
     def _take(self, line: bytes) -> None:
         if line.strip():
             event = parse_line(line)
             if event is None:
-                self._damaged += 1
+                self.damaged += 1
             else:
                 self.add(event)
-
-    def _read_in_full(self) -> None:
-        if not self._in_full:
-            self._in_full, self._inode = True, -1
-            self.refresh()
-
-    @property
-    def damaged(self) -> int:
-        """How many lines of the log could not be read."""
-        self._read_in_full()
-        return super().damaged
-
-    def names(self) -> list[str]:
-        """See `History.names`."""
-        self._read_in_full()
-        return super().names()
-
-    def series(self, name: str) -> Points:
-        """See `History.series`."""
-        if name != "val_loss":  # no step holds it
-            self._read_in_full()
-        return super().series(name)
 
     def is_running(self) -> bool:
         """Whether a living process holds the run's lock."""
@@ -243,6 +224,12 @@ def _without_steps(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
             yield line, end
     if last is not None:
         yield last
+
+
+class Glance(Record):
+    """A run folder read for a list of runs. Most of a log are steps: its series have the last of each stretch alone."""
+
+    _lines = staticmethod(_without_steps)
 
 
 def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:

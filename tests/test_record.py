@@ -26,7 +26,7 @@ from lmlab.comparison import Difference, comparison, diff, distinct, final_loss,
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
-from lmlab.record import RUN_LOCK, Record, delete_run, find_run, find_runs
+from lmlab.record import RUN_LOCK, Glance, Record, delete_run, find_run, find_runs
 from lmlab.views import cards
 
 EVERY_PROPERTY = (
@@ -192,7 +192,7 @@ def test_a_list_of_runs_reads_the_last_step_alone_and_says_what_the_whole_log_sa
         file.write(b'{"event": "step", "step": 3\n')  # torn by a crash
     parsed: list[bytes] = []
     monkeypatch.setattr("lmlab.record.parse_line", lambda line: parsed.append(line) or events.parse_line(line))
-    records = find_runs(tmp_path, Record)
+    records = find_runs(tmp_path, Glance)
     listed = [runs_table.row(record) for record in records]
     assert sum(b'"event": "step"' in line for line in parsed) < 100
     for record, row in zip(records, listed, strict=True):
@@ -200,7 +200,6 @@ def test_a_list_of_runs_reads_the_last_step_alone_and_says_what_the_whole_log_sa
         assert len(whole.series("loss")[0]) == row["step"] == whole.step
         assert runs_table.row(whole) == row
         assert (record.seconds, record.tokens, record.best) == (whole.seconds, whole.tokens, whole.best)
-        assert snapshot(record) == snapshot(whole)
 
 
 KEYS = [
