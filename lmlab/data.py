@@ -70,6 +70,7 @@ class WindowDataset:
         batch = self.batch(np.array([start]))
         return batch.inputs_BT[0], batch.targets_BT[0]
 
+    @torch.inference_mode(False)  # which a notebook may be in, and whose tensors nothing can be trained on
     def batch(self, starts_B: npt.NDArray[np.int64]) -> Batch:
         """The windows that begin at `starts_B`, fetched in one gather."""
         positions_BT = starts_B[:, None] + np.arange(self.max_seq_len + 1) - (self.begin_id is not None)

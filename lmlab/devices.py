@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,10 +80,62 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which a forward pass runs: bf16 matrix products over fp32 weights, or nothing for `fp32`."""
+    """The context in which a forward pass runs: bf16 matrix products over fp32 weights, or plain ones for `fp32`."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return without_autocast()
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch off what autocast a caller has on."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+class Turns:
+    """A lock for threads that take turns: who waits comes before who comes back. The one that has it may take it again."""
+
+    def __init__(self) -> None:
+        self._queue, self._lock = threading.Lock(), threading.RLock()
+        self._owner, self._depth, self._process = 0, 0, os.getpid()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]  # in a fork the thread that had it is gone
+        if self._owner != threading.get_ident():
+            with self._queue:
+                self._lock.acquire()
+            self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+            self._lock.release()
+
+
+TURNS = Turns()  # torch's default generators and its switches are the whole process's
+
+
+@contextlib.contextmanager
+def on_its_own() -> Iterator[None]:
+    """The context of a new model, a step, an evaluation: as in a process that does nothing else.
+
+    What a notebook has set does not count: gradients are on, autocast is off, and a tensor of no said type is fp32. Other
+    threads that come here wait.
+    """
+    dtype = torch.get_default_dtype()
+    with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast():
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -110,21 +163,23 @@ def type_of_keys(weight: Tensor) -> torch.dtype:
 
 @contextlib.contextmanager
 def products_of(x_N: Tensor) -> Iterator[None]:
-    """The context for products of N vectors with the matrices of linear layers; no other thread may multiply meanwhile.
+    """The context for products of N vectors with the matrices of linear layers.
 
     For a few vectors in bf16 on a processor it keeps oneDNN out, where torch's own kernels take a third to a half of the
     time. For matrices that lie the other way they take longer.
     """
     library: Any = torch.backends.mkldnn
     few = x_N.device.type == "cpu" and len(x_N) <= FEW_VECTORS
-    if not few or not library.enabled or torch.backends.flags_frozen():
+    if not few or torch.backends.flags_frozen():
         yield
         return
-    try:
-        library.enabled = False
-        yield
-    finally:
-        library.enabled = True
+    with TURNS:
+        enabled = library.enabled
+        try:
+            library.enabled = False
+            yield
+        finally:
+            library.enabled = enabled
 
 
 def memory_of(device: torch.device) -> int | None:
@@ -198,17 +253,19 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 def seeded_random_state(seed: int, device: torch.device) -> dict[str, Tensor]:
     """The random state that `seed` starts, without moving the generators of whoever calls."""
-    before = random_state(device)
-    torch.manual_seed(seed)
-    state = random_state(device)
-    set_random_state(before, device)
+    with TURNS:
+        before = random_state(device)
+        torch.manual_seed(seed)
+        state = random_state(device)
+        set_random_state(before, device)
     return state
 
 
 class RandomStream:
     """A run's own random numbers: inside `with stream:` the default generators are the run's, outside the caller's.
 
-    So two runs in one notebook, or a cell that draws numbers between two steps, do not move each other's masks.
+    So two runs in one notebook, or a cell that draws numbers between two steps, do not move each other's masks. One of
+    several threads that draw waits for the others.
     """
 
     def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
@@ -216,6 +273,7 @@ class RandomStream:
         self._outside: dict[str, Tensor] = {}
 
     def __enter__(self) -> RandomStream:
+        TURNS.__enter__()
         self._outside = random_state(self.device)
         set_random_state(self.state, self.device)
         return self
@@ -224,6 +282,7 @@ class RandomStream:
         if error is None:  # what was interrupted is done again, with the same numbers
             self.state = random_state(self.device)
         set_random_state(self._outside, self.device)
+        TURNS.__exit__()
 
 
 def synchronize(device: torch.device) -> None:

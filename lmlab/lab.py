@@ -89,6 +89,7 @@ def build(
     return new_trainer(adapter, config, tokenizer, batches, folder=folder, seed=seed, facts=facts)
 
 
+@devices.on_its_own()
 def new_trainer(
     adapter: BaseAdapter,
     config: TrainingConfig,

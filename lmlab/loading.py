@@ -12,7 +12,7 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
-from lmlab.devices import pick_device
+from lmlab.devices import on_its_own, pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import describe_os_error, read_json
@@ -23,6 +23,7 @@ from lmlab.transformer import Transformer
 from lmlab.words import one_line
 
 
+@on_its_own()
 def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
     """The model in a folder with `config.json` and `model.safetensors`. Raises CheckpointError."""
     path = Path(folder) / "config.json"
@@ -70,6 +71,7 @@ def named_tokenizer(config: TrainingConfig, models_dir: Path | str | None = None
     return Tokenizer.load(folder)
 
 
+@on_its_own()
 def load_model(
     config: TrainingConfig, tokenizer: Tokenizer, *, seed: int | None = None, models_dir: Path | str | None = None
 ) -> BaseAdapter:

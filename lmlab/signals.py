@@ -5,9 +5,11 @@ A second SIGINT or SIGTERM ends the process at once; that a terminal is closed m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -57,3 +59,20 @@ class StopSignals:
             return
         self._restore()
         os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let an interrupt of a notebook's cell wait for the end of the block, which half done would be done twice."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # no interrupt comes here, or it is kept already
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

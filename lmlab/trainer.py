@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from lmlab import checkpoint, devices, hooks, parallel, ranks
+from lmlab import checkpoint, devices, hooks, parallel, ranks, signals
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.beside import Beside
@@ -118,6 +118,7 @@ class Trainer:
 
     # --- the step -----------------------------------------------------------------------------------------------
 
+    @devices.on_its_own()
     def training_step(self, batch: Batch) -> float:
         """One update over all windows of `batch`; returns its mean loss in nats per token, before the update.
 
@@ -131,20 +132,22 @@ class Trainer:
             loss = self._gradients(batch)
         gradient_norm = self._clip()
         self._refuse_non_finite(loss, gradient_norm, batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        devices.synchronize(self.device)
-        self.step += 1
-        self.position += len(batch.windows_B)
+        with signals.held():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            devices.synchronize(self.device)
+            self.step += 1
+            self.position += len(batch.windows_B)
         speed = batch.inputs_BT.numel() / (time.perf_counter() - started)
-        self.tell(
-            "step",
-            loss=loss,
-            learning_rate=learning_rate,
-            grad_norm=gradient_norm,
-            tokens_per_second=round(speed, 1),
-            flops_utilization=self._utilization(speed, batch.inputs_BT.size(1)),
-        )
+        with self._steps_kept():  # whatever a listener raises
+            self.tell(
+                "step",
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=gradient_norm,
+                tokens_per_second=round(speed, 1),
+                flops_utilization=self._utilization(speed, batch.inputs_BT.size(1)),
+            )
         self._mind_cadences(batch)
         return loss
 
@@ -304,6 +307,7 @@ class Trainer:
 
     # --- evaluation and samples ---------------------------------------------------------------------------------
 
+    @devices.on_its_own()
     def evaluate(self) -> Evaluation:
         """The loss over the validation split (or its first `eval_batches`), logged. Raises UsageError without one."""
         if self.val_dataloader is None:
@@ -338,6 +342,7 @@ class Trainer:
         self.progress.note(self.step, evaluation.val_loss, counts=due(self.step, self.config.eval_cadence))
         return evaluation
 
+    @devices.on_its_own()
     def sample(self) -> str | None:
         """Text that continues `sampling_prompt`, logged; None where there is no tokenizer to say it with."""
         if self.tokenizer is None:
@@ -457,6 +462,7 @@ class Trainer:
         self.tell("checkpoint", step=step, path=str(folder), seconds=round(time.perf_counter() - started, 3))
 
     @classmethod
+    @devices.on_its_own()
     def from_checkpoint(
         cls,
         path: checkpoint.Checkpoint | Path | str,

@@ -424,6 +424,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model, bias=False)
+        self.float()  # whatever torch's default type is where the model is made
         self.register_buffer("rotary_2TK", self._table(max_seq_len), persistent=False)
         self.rotary_2TK: Tensor
         self.initialise(seed)

@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from tiny_config import TINY
 from tiny_models import END_OF_TEXT
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
@@ -125,6 +125,17 @@ def test_a_sample_ends_with_a_text_or_a_turn_of_a_chat(chat_model: Path) -> None
     for text, found in zip(texts, ended, strict=True):
         assert not found or (len(found) == 1 and text.index(found[0]) == len(text) - len(found[0]))
     assert any("e" in text[len("the sea") : -20] for text in texts)  # named as an end, but it is text
+
+
+def test_a_model_that_nests_its_text_config_may_name_its_ends_there_alone(tmp_path: Path) -> None:
+    end = tiny_models.write_tokenizer(tmp_path, "PreTrainedTokenizerFast")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**small, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": tiny_models.VOCABULARY, "eos_token_id": end}
+    config = Gemma3Config(text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8})
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert "eos_token_id" not in json.loads((tmp_path / "config.json").read_text())
+    adapter, tokenizer = load_model_and_tokenizer(tmp_path)
+    assert adapter.end_of_text_id == tokenizer.end_of_text_id == end
 
 
 def test_a_model_trained_with_another_tokenizer_ends_with_the_ends_of_that_one(

@@ -847,6 +847,10 @@ def test_drawing_leaves_the_users_settings_alone(tmp_path):
         "from lmlab.views import plots\n"
         f"plots.curves(Record({str(write_run(tmp_path / 'run'))!r})).savefig({str(tmp_path / 'a.png')!r})\n"
         "assert settings() == before\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(4) as pool:\n"  # cells of one notebook may draw at the same time
+        f"    list(pool.map(lambda _: plots.curves(Record({str(tmp_path / 'run')!r})), range(12)))\n"
+        "assert settings() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -292,7 +292,8 @@ class CausalLMAdapter(BaseAdapter):
 
     def ends_named(self) -> list[int]:
         """The tokens that `config.json` names as ends, one or several: of chat models, of a turn and of a text."""
-        named = [part.eos_token_id for part in (self.model.config, self.model.config.get_text_config())]
+        parts = (self.model.config, self.model.config.get_text_config())  # either may say nothing of it
+        named = [getattr(part, "eos_token_id", None) for part in parts]
         return [end for ends in named for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
 
     def name_special_tokens(self, tokenizer: Tokenizer) -> None:

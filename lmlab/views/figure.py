@@ -6,6 +6,7 @@ import base64
 import contextlib
 import functools
 import io
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,12 +47,15 @@ STYLE = {
 }
 
 
+STYLED = threading.RLock()  # matplotlib's settings are the whole process's
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Draw in our style within the block, whatever the user's settings are; they come back after it."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with STYLED, matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield

@@ -1,0 +1,165 @@
+"""A run beside what else goes on in its notebook: settings of torch, other threads, interrupts, listeners that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_config import TINY
+
+from lmlab import devices, events, lab
+from lmlab.sampling import write_samples
+from lmlab.trainer import Trainer
+from lmlab.transformer import Transformer
+
+CONFIG = {**TINY, "precision": "fp32", "dropout": 0.2, "sampling_prompt": "The"}
+
+
+def losses(runs_dir: Path, data: Path, name: str, **overrides: Any) -> list[float]:
+    """The training losses of a run, and its last validation loss."""
+    run = lab.run({**CONFIG, **overrides}, data, run_name=name, runs_dir=runs_dir, listeners=[])
+    return [*run.series("loss")[1].tolist(), run.last("val_loss")]
+
+
+@contextlib.contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+SETTINGS = {
+    "doubles": lambda: default_type(torch.float64),
+    "halves": lambda: default_type(torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_a_notebook_has_set_changes_no_number(setting: str, tmp_path: Path, corpus: Path) -> None:
+    straight = losses(tmp_path, corpus, "straight")
+    with SETTINGS[setting]():
+        here = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        assert losses(tmp_path, corpus, "begun", max_steps=4, lr_decay_steps=6)[:-1] == straight[:4]
+        resumed = lab.resume("begun", runs_dir=tmp_path, max_steps=6, listeners=[])
+        trainer = lab.build(CONFIG, corpus, run_name="by-hand", runs_dir=tmp_path)
+        trainer.fit()
+        assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == here
+    assert [*resumed.series("loss")[1].tolist(), resumed.last("val_loss")] == straight
+    adapter, _ = resumed.load()
+    for ours, theirs in zip(trainer.model.parameters(), adapter.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
+def test_a_model_is_made_of_fp32_whatever_the_default() -> None:
+    shape = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_ff": 8, "dropout": 0.0, "max_seq_len": 4, "seed": 0}
+    expected = Transformer(5, **shape).state_dict()
+    with default_type(torch.float64):
+        made = Transformer(5, **shape).state_dict()
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+def test_runs_in_several_threads_are_the_runs_alone(tmp_path: Path, corpus: Path) -> None:
+    rates = (1e-3, 3e-3, 1e-2)
+    alone = [losses(tmp_path, corpus, f"alone-{rate}", learning_rate=rate) for rate in rates]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda rate: losses(tmp_path, corpus, f"beside-{rate}", learning_rate=rate), rates))
+    assert found == alone
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_samples_beside_a_run_move_no_number(precision: str, tmp_path: Path, corpus: Path) -> None:
+    settings = {"precision": precision, "max_steps": 30, "checkpoint_cadence": 1000, "sampling_cadence": None}
+    straight = losses(tmp_path, corpus, "straight", **settings)
+    text = write_samples("straight", runs_dir=tmp_path, sampling_max_length=40)
+    found: list[list[float]] = []
+    thread = threading.Thread(target=lambda: found.append(losses(tmp_path, corpus, "beside", **settings)))
+    thread.start()
+    texts = []
+    while thread.is_alive():
+        texts.append(write_samples("straight", runs_dir=tmp_path, sampling_max_length=40))
+    thread.join()
+    assert found == [straight]
+    assert texts == [text] * len(texts) != []
+
+
+def test_a_thread_that_waits_comes_before_one_that_comes_back() -> None:
+    turns, order = devices.Turns(), []
+    waits = threading.Event()
+
+    def other() -> None:
+        waits.set()
+        with turns:
+            order.append("other")
+
+    with turns, turns:  # again, by the thread that has it
+        thread = threading.Thread(target=other)
+        thread.start()
+        waits.wait()
+        while not turns._queue.locked():
+            pass
+        order.append("first")
+    with turns:
+        order.append("again")
+    thread.join()
+    assert order == ["first", "other", "again"]
+
+
+def interrupted(optimizer: torch.optim.Optimizer, at: int) -> None:
+    """Let a real interrupt come in the middle of an update."""
+    step, calls = optimizer.step, []
+
+    def wrapped() -> None:
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        step()
+
+    optimizer.step = wrapped  # type: ignore[method-assign]
+
+
+def test_an_update_is_made_as_a_whole_where_a_cell_is_interrupted(tmp_path: Path, corpus: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        straight = lab.build(CONFIG, corpus, run_name="straight", runs_dir=tmp_path)
+        straight.fit()
+        trainer = lab.build(CONFIG, corpus, run_name="broken", runs_dir=tmp_path)
+        interrupted(trainer.optimizer, at=3)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+        assert trainer.step == 3
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        trainer.fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for ours, theirs in zip(trainer.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_a_listener_raises_costs_no_step(tmp_path: Path, corpus: Path) -> None:
+    def to_a_server(event: events.Event) -> None:
+        if event["event"] == "step" and event["step"] == 5:
+            raise ConnectionError("the server is gone")
+
+    expected = losses(tmp_path, corpus, "straight", checkpoint_cadence=1000)
+    settings = {**CONFIG, "checkpoint_cadence": 1000}
+    with pytest.raises(ConnectionError):
+        lab.run(settings, corpus, run_name="r", runs_dir=tmp_path, listeners=[to_a_server])
+    run = lab.resume("r", runs_dir=tmp_path, listeners=[])
+    assert [path.name for path in run.checkpoints()] == ["step-00000005", "step-00000006"]
+    assert [*run.series("loss")[1].tolist(), run.last("val_loss")] == expected
+    assert Trainer.from_checkpoint(run.checkpoints()[0]).step == 5
