@@ -289,12 +289,12 @@ def left_by_launch(folder: Path) -> tuple[Path, Path]:
 def find_run(where: str | Path, runs_dir: Path) -> Path:
     """The folder that a run id in `runs_dir`, or a path from anywhere that `find_file` looks, leads to.
 
-    What has a separator, or only dots, is a path.
+    What has a separator, or only dots, is a path; a bare name is a path where no run bears it.
     """
     found, text = find_file(where), os.fspath(where)
     if Path(text).name != text or not text.strip("."):
         return found.resolve() if found.name in ("", "..") else found
-    return runs_dir / where if (runs_dir / where).is_dir() or not found.is_dir() else found
+    return runs_dir / where if (runs_dir / where).is_dir() or not found.exists() else found
 
 
 def delete_run(folder: Path | str) -> int:

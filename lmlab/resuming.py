@@ -12,10 +12,9 @@ from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
 from lmlab.files import is_locked
-from lmlab.places import find_file
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
-from lmlab.record import LOG, RUN_LOCK
+from lmlab.record import LOG, RUN_LOCK, find_run
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
@@ -27,30 +26,26 @@ ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_le
 def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint that `where` means, verified, and a warning for each newer one of the run that is damaged.
 
-    where: a checkpoint folder, a run folder, or a run id in `runs_dir`; a run means its newest checkpoint that
-    verifies. Raises CheckpointError or RunError.
+    where: a checkpoint folder, a run folder, or a run id, see `find_run`; a run means its newest checkpoint
+    that verifies. Raises CheckpointError or RunError.
     """
-    for path in (find_file(where), runs_dir / where):
-        if path != runs_dir / where and not is_of_a_run(path) and (runs_dir / where).is_dir():
-            continue  # something else that bears the name of a run
-        if is_locked(path / RUN_LOCK) and not checkpoint.steps(path / "checkpoints"):
-            raise RunError(
-                f"the run {path} is still training and has not saved a checkpoint yet; wait for its first one, or stop it, "
-                "which saves one"
-            )
-        if (path / "checkpoints").is_dir():
-            saved, refused = checkpoint.newest(path / "checkpoints")
-            return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]
-        if path.is_dir() and (path / LOG).exists():
-            raise RunError(
-                f"the run {path} has no checkpoints; start it again under another name, or delete-run it first"
-            )
-        if path.is_dir():
-            return checkpoint.load(path), []
-        if path.exists():
-            raise CheckpointError(
-                f"{path} is a file, not a checkpoint; give the folder step-NNNNNNNN, its run, or a run id"
-            )
+    path = find_run(where, runs_dir)
+    if is_locked(path / RUN_LOCK) and not checkpoint.steps(path / "checkpoints"):
+        raise RunError(
+            f"the run {path} is still training and has not saved a checkpoint yet; wait for its first one, or stop it, "
+            "which saves one"
+        )
+    if (path / "checkpoints").is_dir():
+        saved, refused = checkpoint.newest(path / "checkpoints")
+        return saved, [f"{line}; going on from {saved.folder.name}" for line in refused]
+    if path.is_dir() and (path / LOG).exists():
+        raise RunError(f"the run {path} has no checkpoints; start it again under another name, or delete-run it first")
+    if path.is_dir():
+        return checkpoint.load(path), []
+    if path.exists():
+        raise CheckpointError(
+            f"{path} is a file, not a checkpoint; give the folder step-NNNNNNNN, its run, or a run id"
+        )
     raise CheckpointError(
         f"no checkpoint or run at {where}; give a checkpoint folder, a run folder or an id of list-runs"
     )

@@ -15,7 +15,8 @@ from lmlab.errors import RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
-from lmlab.places import find_file, find_runs_dir
+from lmlab.places import find_runs_dir
+from lmlab.record import find_run
 from lmlab.registry import Registry
 from lmlab.resuming import find_checkpoint, is_of_a_run, saved_config
 from lmlab.tokenizers import Tokenizer
@@ -87,26 +88,25 @@ def load_writer(
     """
     if isinstance(where, Run):
         return Writer(*where.load(), TrainingConfig.from_dict(where.config))
-    registry, runs, found = Registry(models_dir), find_runs_dir(runs_dir), find_file(where)
-    is_there = found.exists() or (runs / where).exists()
+    registry, runs = Registry(models_dir), find_runs_dir(runs_dir)
+    found = find_run(where, runs)
     try:
         models = registry.names()
     except RegistryError:
-        if not is_there:
+        if not found.exists():
             raise
         models = []  # a run needs no registry
     name = str(where)
     if name in models:
-        run = next((path.absolute() for path in (runs / name, found) if is_of_a_run(path)), None)
-        if run is not None:
+        if is_of_a_run(found):
             raise UsageError(
-                f"{name!r} is a run and a registered model; give {run} for the run, or {registry.models_dir / name} for the "
-                "model"
+                f"{name!r} is a run and a registered model; give {found.absolute()} for the run, or "
+                f"{registry.models_dir / name} for the model"
             )
         return load_registered(name, registry)
     if found.name in models and found.absolute().parent.resolve() == registry.models_dir.resolve():
         return load_registered(found.name, registry)
-    if not is_there:
+    if not found.exists():
         raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")
     saved, _ = find_checkpoint(where, runs)
     return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))

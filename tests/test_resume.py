@@ -342,6 +342,25 @@ def test_a_folder_that_bears_the_name_of_a_run_does_not_hide_it(run: Path, tmp_p
     assert lab.resume("r-1", listeners=[], max_steps=8).step == 8
 
 
+def test_a_bare_name_is_the_run_in_the_runs_folder_for_every_command(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab_command: Callable[..., Any]
+) -> None:
+    """Also where the current folder has a run of that name: what has a separator is a path."""
+    archive, backup = tmp_path / "archive", tmp_path / "backup"
+    for folder in (archive, backup):
+        shutil.copytree(run, folder / "r-1")
+    monkeypatch.chdir(archive)
+    assert lab.resume("r-1", listeners=[], max_steps=7).folder == run
+    assert lab.resume("r-1", listeners=[], max_steps=8, runs_dir="../backup").folder.resolve() == backup / "r-1"
+    assert lab.resume("./r-1", listeners=[], max_steps=9).folder.resolve() == archive / "r-1"
+    assert [lab.Run(folder / "r-1").step for folder in (run.parent, backup, archive)] == [7, 8, 9]
+    assert lab.register("r-1", "first").step == 7
+    assert lab.register("r-1", "second", runs_dir="../backup").step == 8
+    assert lab_command("delete-run", "r-1", "--yes", cwd=archive).returncode == 0
+    assert [folder.exists() for folder in (run, archive / "r-1", backup / "r-1")] == [False, True, True]
+    assert lab.resume("r-1", listeners=[], max_steps=10).folder.resolve() == archive / "r-1", "there is no other one"
+
+
 def test_a_run_whose_data_has_no_name_in_utf8_is_saved_and_goes_on(corpus: Path, tmp_path: Path) -> None:
     data = tmp_path / os.fsdecode(b"caf\xe9.txt")
     shutil.copy(corpus, data)
@@ -365,6 +384,9 @@ def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
         lab.resume("nowhere", listeners=[])
     with pytest.raises(CheckpointError, match=r"log\.jsonl is a file, not a checkpoint"):
         lab.resume(run / "log.jsonl", listeners=[])
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"notes\.txt is a file, not a checkpoint"):
+        lab.resume("notes.txt", listeners=[])
     with pytest.raises(CheckpointError, match="is no complete checkpoint"):
         lab.resume(tmp_path, listeners=[])
     shutil.rmtree(run / "checkpoints")

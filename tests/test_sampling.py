@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,19 @@ def test_a_run_writes_whatever_the_registry_looks_like(run: lab.Run, tmp_path: P
     assert write_samples("r-1", **folders) == write_samples(run.folder)
     with pytest.raises(RegistryError):
         write_samples("nobody", **folders)
+
+
+def test_a_bare_name_is_the_run_in_the_runs_folder_also_where_one_of_that_name_is_here(
+    run: lab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "r-1")
+    older = lab.resume(tmp_path / "r-1" / "checkpoints" / "step-00000003", listeners=[], learning_rate=0.1)
+    expected, other = (write_samples(each, sampling_max_length=80) for each in (run, older))
+    assert expected != other
+    monkeypatch.chdir(tmp_path)
+    assert write_samples("r-1", runs_dir=run.folder.parent, sampling_max_length=80) == expected
+    assert write_samples("./r-1", runs_dir=run.folder.parent, sampling_max_length=80) == other
+    assert write_samples("r-1", sampling_max_length=80) == other, "there is no other one"
 
 
 def test_a_name_that_a_run_and_a_model_bear_is_refused_with_a_name_for_each(run: lab.Run, tmp_path: Path) -> None:
