@@ -26,10 +26,12 @@ ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_le
 def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint that `where` means, verified, and a warning for each newer one of the run that is damaged.
 
-    where: a checkpoint folder, a run folder, or a run id, see `find_run`; a run means its newest checkpoint
-    that verifies. Raises CheckpointError or RunError.
+    where: a checkpoint folder, a run folder (or that of its checkpoints), or a run id, see `find_run`; a run means its
+    newest checkpoint that verifies. Raises CheckpointError or RunError.
     """
     path = find_run(where, runs_dir)
+    if path.name == "checkpoints" and path.is_dir() and not is_of_a_run(path):
+        path = path.parent  # as a shell completes it
     if is_locked(path / RUN_LOCK) and not checkpoint.steps(path / "checkpoints"):
         raise RunError(
             f"the run {path} is still training and has not saved a checkpoint yet; wait for its first one, or stop it, "

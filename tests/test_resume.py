@@ -379,6 +379,19 @@ def test_a_run_that_others_went_on_with_gives_its_newest_model(run: Path, corpus
     assert torch.equal(held.load()[0].model.embedding.weight, newest)
 
 
+def test_the_folder_of_its_checkpoints_stands_for_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, where in enumerate((run / "checkpoints", f"{run}/checkpoints/"), 7):
+        assert (lab.resume(where, listeners=[], max_steps=step).folder, lab.Run(run).step) == (run, step)
+    monkeypatch.chdir(run)
+    assert lab.resume("checkpoints", listeners=[], max_steps=9).folder == run
+    monkeypatch.chdir(run / "checkpoints")
+    assert lab.resume(".", listeners=[], max_steps=10).folder == run
+    shutil.rmtree(run / "checkpoints" / "step-00000010")
+    shutil.copytree(run / "checkpoints" / "step-00000009", run.parent / "checkpoints")  # a copy of that name
+    with pytest.raises(RunError, match="is a copy outside of its run"):
+        lab.resume(run.parent / "checkpoints", listeners=[])
+
+
 def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint or run at nowhere; give a checkpoint folder"):
         lab.resume("nowhere", listeners=[])
