@@ -290,8 +290,9 @@ def resume(
     """Go on with a run, bit for bit as if it had not been interrupted.
 
     where: a checkpoint folder, a run folder or a run id; a run means its newest checkpoint that verifies. config and
-    overrides: what to change, `max_steps` above all. on_ready: see `execute`. A run that is done already is returned as
-    it is. Raises UsageError where a change contradicts the weights or the data, naming both values.
+    overrides: what to change, `max_steps` above all. on_ready: see `execute`. Where nothing is left to train, a run that
+    is complete, or went on from the checkpoint, is returned as it is. Raises UsageError where a change contradicts the
+    weights or the data, naming both values.
     """
     runs, usual = find_runs_dir(runs_dir), torch.get_num_threads()
     saved, warnings = find_together(where, runs, ranks.join())
@@ -299,9 +300,7 @@ def resume(
     folder = run_folder_of(saved, runs)
     known_steps = checkpoint.steps(folder / "checkpoints")
     trainer = rebuild(saved, merged, same_corpus(saved, data), folder)
-    if trainer.finished and folder.is_dir() and Record(folder).has_ended:
-        done = Run(folder, trainer=trainer, was_done=True)
-        register_if_promised(done, trainer, models_dir)
+    if trainer.finished and (done := left_as_it_is(trainer, folder, models_dir)) is not None:
         return done
     n_val = int(trainer.facts["data"]["n_val"])
     if (
@@ -322,6 +321,27 @@ def resume(
     if name is not None and name in Registry(promised_in(saved.state, models_dir)).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
     return execute(trainer, listeners, saved.folder, known_steps, warnings, models_dir=models_dir, on_ready=on_ready)
+
+
+def left_as_it_is(trainer: Trainer, folder: Path, models_dir: str | Path | None) -> Run | None:
+    """The run of a Trainer with nothing left to train, where it is complete, or went on from there; else None.
+
+    One that was stopped, or killed, where the Trainer stands has its last words still to log.
+    """
+
+    def look() -> str:
+        record = Record(folder) if folder.is_dir() else None
+        if record is None or record.status == "completed":
+            return "new" if record is None else "complete"
+        return "gone on" if record.goes_beyond(trainer.step) else "to end"
+
+    found = trainer.world.first(look)
+    if found not in ("complete", "gone on"):
+        return None
+    done = Run(folder, trainer=trainer, was_done=True)
+    if found == "complete":
+        register_if_promised(done, trainer, models_dir)
+    return done
 
 
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
@@ -440,9 +460,9 @@ class Run(Record):
     that a notebook which keeps many runs (IPython keeps every result of a cell) holds one model.
     stopped_by: the number of the signal that ended the last session, None where it ended by itself. asked_to_stop:
     whether there was one, though perhaps too late for that. was_done: there was nothing left to resume. steps_left:
-    from there to `max_steps`, where early stopping ended it. registered_as: the model that the last session made of it.
-    registered_in: the models folder that this went to. lost_models_dir: the one that it was begun with, where the place
-    of that is gone.
+    from there to `max_steps`, where early stopping ended it. held_step: the step of the model that the last session left,
+    or found. registered_as: the model that the last session made of it. registered_in: the models folder that this went
+    to. lost_models_dir: the one that it was begun with, where the place of that is gone.
     """
 
     _holder: ClassVar[weakref.ref[Run] | None] = None  # the run whose model is in memory
@@ -464,7 +484,7 @@ class Run(Record):
         self.registered_in: Path | None = None
         self.lost_models_dir: Path | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
-        self._held_step = trainer.step if trainer is not None else 0
+        self.held_step = trainer.step if trainer is not None else 0
         whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights
         if whole and trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None
@@ -476,7 +496,7 @@ class Run(Record):
         """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""
         if self._held is not None and checkpoint_folder is None:
             steps = checkpoint.steps(self.folder / "checkpoints")
-            if not steps or steps[-1] == self._held_step:
+            if not steps or steps[-1] == self.held_step:
                 return self._held
             self._held = None  # another process, or a session that ended in an error, went on from it
         saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)

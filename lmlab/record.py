@@ -116,19 +116,15 @@ class Record(History):
         """Whether a living process holds the run's lock."""
         return is_locked(self.folder / RUN_LOCK)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the last session came to an end: one that was killed, or failed, has its last words still to log."""
-        return self.ending is not None and self.status != "failed"
+    def goes_beyond(self, step: int) -> bool:
+        """Whether the run has anything after a step, in its log or on disk."""
+        return self.step > step or any(step_of_folder(path) > step for path in self.checkpoints())
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints on disk, oldest first."""
-        found = []
-        for path in (self.folder / "checkpoints").glob("step-*"):
-            step = path.name.removeprefix("step-")
-            if step.isdecimal() and (path / "manifest.json").is_file():
-                found.append((int(step), path))
-        return [path for _, path in sorted(found)]
+        found = (self.folder / "checkpoints").glob("step-*")
+        whole = [path for path in found if step_of_folder(path) >= 0 and (path / "manifest.json").is_file()]
+        return sorted(whole, key=lambda path: (step_of_folder(path), path))
 
     @property
     def newest_checkpoint(self) -> Path | None:
@@ -194,6 +190,12 @@ class Record(History):
                 write_atomic(path, dump_json(change(self._remarks())))
         except OSError as error:
             raise RunError(f"cannot write {path}: {describe_os_error(error)}; check the folder") from error
+
+
+def step_of_folder(path: Path) -> int:
+    """The step after which a checkpoint was saved, by the name of its folder; -1 where that says none."""
+    step = path.name.removeprefix("step-")
+    return int(step) if step.isdecimal() else -1
 
 
 def _whole_lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:

@@ -319,6 +319,49 @@ def test_a_run_that_is_done_is_left_as_it_is(run: Path) -> None:
     assert (run / "log.jsonl").read_bytes() == before
 
 
+def test_a_stopped_run_whose_end_is_moved_to_where_it_stands_is_brought_to_its_end(
+    corpus: Path, tmp_path: Path
+) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = {**TINY, "max_steps": 100, "eval_cadence": 4}
+    run = lab.run(settings, corpus, run_name="stopped", listeners=[stop])
+    assert (run.status, run.step) == ("stopped", 5)
+    run = lab.resume("stopped", max_steps=5, listeners=[])
+    assert (run.status, run.was_done, run.max_steps) == ("completed", False, 5)
+    told = [event["event"] for event in events.read(run.log_path)]
+    last = len(told) - 1 - told[::-1].index("run_start")
+    assert told[last:] == ["run_start", "eval", "sample", "run_end"]
+    assert TrainingConfig.from_yaml(run.folder / "config.yaml").max_steps == 5
+    assert lab.resume("stopped", max_steps=5, listeners=[]).was_done
+
+
+def test_where_nothing_is_left_to_train_what_came_after_the_checkpoint_stays(
+    run: Path, lab_command: Callable[..., Any]
+) -> None:
+    """Of a run that was made longer and then killed, after its next checkpoint and before it."""
+
+    def check_left(where: object, step: int, *given: object) -> None:
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        done = lab_command("--resume", where, *given)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"the checkpoint of the run r-1 is at step {step} of {step}; raise --max-steps to go on\n"
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    lab.resume(run, max_steps=10, checkpoint_cadence=4, listeners=[])
+    lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    killed = [json.loads(line).get("step") for line in lines].index(10)
+    (run / "log.jsonl").write_bytes(b"".join(lines[:killed]))
+    shutil.rmtree(run / "checkpoints" / "step-00000010")
+    check_left(run / "checkpoints" / "step-00000006", 6)
+    check_left(run / "checkpoints" / "step-00000003", 3, "--max-steps", 3)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    check_left("r-1", 6)
+    assert lab.resume("r-1", max_steps=10, listeners=[]).step == 10
+
+
 @pytest.mark.parametrize("named", ["folder", "id", "checkpoint", "relative checkpoint", "relative run"])
 def test_a_checkpoint_a_run_folder_and_a_run_id_all_lead_on(
     run: Path, named: str, monkeypatch: pytest.MonkeyPatch
