@@ -74,6 +74,7 @@ def train(
         if resumed_from is not None:
             found = json.loads(world.first(lambda: step_back(folder, trainer, known_steps)))
             has_checkpoint = found["saved"]
+            warnings = [*warnings, *found["moved"]]
             trainer.progress.best_saved = float(found["best_loss"])
             trainer.recall(found["last"])
         world.first(lambda: write_config(trainer, folder))
@@ -108,20 +109,20 @@ def train(
 def step_back(folder: Path, trainer: Trainer, known_steps: Sequence[int] | None = None) -> str:
     """Make ready to go on where the Trainer stands: what came after it moves aside, what was to be pruned goes.
 
-    Returns JSON: the lowest validation loss that is saved, whether anything is, and the step of the newest event of each
-    kind in the log.
+    Returns JSON: what moved and where to, in sentences; the lowest validation loss that is saved, whether anything is, and
+    the step of the newest event of each kind in the log.
     """
     if known_steps is not None:
         known, there = set(known_steps), set(checkpoint.steps(folder / "checkpoints"))
         if max(there - known, default=-1) > trainer.step or (trainer.step in known and trainer.step not in there):
             raise RunError(f"another process went on with the run {folder} meanwhile; resume it again")
     with disk_errors(folder):
-        set_aside_after(folder, trainer.step)
+        moved = set_aside_after(folder, trainer.step)
         best_loss = point_at_best(folder)
         checkpoint.prune(folder / "checkpoints", trainer.config.keep_checkpoints)
     last = {event["event"]: event.get("step") for event in events.read(folder / LOG)}
     saved = bool(checkpoint.steps(folder / "checkpoints"))
-    return json.dumps({"best_loss": best_loss, "saved": saved, "last": last})
+    return json.dumps({"moved": moved, "best_loss": best_loss, "saved": saved, "last": last})
 
 
 def write_config(trainer: Trainer, folder: Path) -> None:
@@ -260,11 +261,12 @@ def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | No
     return None
 
 
-def set_aside_after(folder: Path, step: int) -> None:
+def set_aside_after(folder: Path, step: int) -> list[str]:
     """Move aside what a run has beyond `step`, so that no step stands twice: its checkpoints, then the log's rest.
 
-    Raises OSError.
+    Returns a sentence that says what moved and where to, none where nothing did. Raises OSError.
     """
+    moved = []
     checkpoints = folder / "checkpoints"
     later = [each for each in checkpoint.steps(checkpoints) if each > step]
     if later:
@@ -277,7 +279,10 @@ def set_aside_after(folder: Path, step: int) -> None:
         for each in reversed(later):  # so that what is left at any moment has no gap
             source = checkpoint.step_folder(checkpoints, each)
             move_folder(source, aside / source.name)
-    events.supersede(folder / LOG, step)
+        moved.append(f"the checkpoints after it are in {aside}")
+    if (log := events.supersede(folder / LOG, step)) is not None:
+        moved.append(f"what was logged after it is in {log}")
+    return [f"went back to step {step}: {', and '.join(moved)}"] if moved else []
 
 
 def point_at_best(folder: Path) -> float:

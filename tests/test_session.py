@@ -205,6 +205,10 @@ def test_what_came_after_an_earlier_checkpoint_moves_aside(corpus: Path) -> None
     assert resumed.folder == run.folder
     assert steps_in(run.log_path) == list(range(1, 9))
     assert steps_in(run.folder / "log.superseded-1.jsonl") == [5, 6, 7, 8]
+    assert resumed.warnings == [
+        f"went back to step 4: the checkpoints after it are in {run.folder / 'superseded-1'}, and what was logged after it "
+        f"is in {run.folder / 'log.superseded-1.jsonl'}"
+    ]
     kept = run.log_path.read_bytes().splitlines()
     n_kept = next(n for n, (a, b) in enumerate(zip(whole, kept, strict=False)) if a != b)
     assert (run.folder / "log.superseded-1.jsonl").read_bytes().splitlines() == whole[n_kept:]
@@ -240,6 +244,8 @@ def test_a_run_that_was_killed_after_its_checkpoint_logs_no_step_twice(corpus: P
     (run.folder / ".log.jsonl.tmp-4194305-0011aabb").write_bytes(b"half")
     resumed = lab.resume(run.folder, listeners=[])
     assert resumed.status == "completed"
+    (went_back,) = resumed.warnings
+    assert went_back == f"went back to step 4: what was logged after it is in {run.folder / 'log.superseded-1.jsonl'}"
     assert steps_in(run.log_path) == list(range(1, 9))
     assert not list(run.folder.rglob(".*"))
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [

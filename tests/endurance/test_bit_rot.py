@@ -100,10 +100,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_says_why(home: Path, corpu
         (run / name).write_bytes(content)
         resumed = lab.resume(run, listeners=[])
         log = events.read(run / "log.jsonl")
-        (warning,) = (event["message"] for event in log if event["event"] == "warning")
+        warning, went_back = (event["message"] for event in log if event["event"] == "warning")
         assert str(run / "checkpoints" / "step-00000006") in warning
         assert warning.endswith("going on from step-00000004")
         assert name.name in warning or name.name == "manifest.json"
+        assert went_back.startswith("went back to step 4: ")
         assert {event["step"]: event["loss"] for event in log if event["event"] == "step"} == expected
         assert resumed.status == "completed"
         checkpoint.verify(run / "checkpoints" / "step-00000006")
