@@ -155,11 +155,16 @@ def read(path: Path | str) -> Events:
     return events
 
 
-def supersede(path: Path, step: int) -> Path | None:
+def superseded_log(path: Path, number: int) -> Path:
+    """Where what was taken out of a log is kept: `log.superseded-N.jsonl` beside it."""
+    return path.with_name(f"{path.stem}.superseded-{number}{path.suffix}")
+
+
+def supersede(path: Path, step: int, number: int = 1) -> Path | None:
     """Move what a log holds after `step` to `log.superseded-N.jsonl`, for a run that goes on from an earlier step.
 
-    What stays are the events up to `step` in the order they came, without a `run_end` after it. Returns the new
-    file, or None where nothing came after. Raises OSError.
+    number: N is the first from there on that is free. What stays are the events up to `step` in the order they came,
+    without a `run_end` after it. Returns the new file, or None where nothing came after. Raises OSError.
     """
     events = read(path)
     kept: list[Event] = []
@@ -172,9 +177,8 @@ def supersede(path: Path, step: int) -> Path | None:
         (later if beyond else kept).append(event)
     if not any(event["event"] != "run_end" for event in later):
         return None
-    count = 1
-    while (target := path.with_name(f"{path.stem}.superseded-{count}{path.suffix}")).exists():
-        count += 1
+    while (target := superseded_log(path, number)).exists():
+        number += 1
     write_atomic(target, b"".join(encode(event) for event in later))
     write_atomic(path, b"".join(encode(event) for event in kept))
     return target

@@ -264,24 +264,23 @@ def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | No
 def set_aside_after(folder: Path, step: int) -> list[str]:
     """Move aside what a run has beyond `step`, so that no step stands twice: its checkpoints, then the log's rest.
 
-    Returns a sentence that says what moved and where to, none where nothing did. Raises OSError.
+    Both go under one number. Returns a sentence that says what moved and where to, none where nothing did. Raises OSError.
     """
-    moved = []
-    checkpoints = folder / "checkpoints"
+    moved, checkpoints, log = [], folder / "checkpoints", folder / LOG
     later = [each for each in checkpoint.steps(checkpoints) if each > step]
+    beside = checkpoints.resolve() if checkpoints.is_symlink() else folder  # surely on the disk where they are
+    number = 1
+    while (aside := beside / f"superseded-{number}").exists() or events.superseded_log(log, number).exists():
+        number += 1
     if later:
-        beside = checkpoints.resolve() if checkpoints.is_symlink() else folder  # surely on the disk where they are
-        count = 1
-        while (aside := beside / f"superseded-{count}").exists():
-            count += 1
         with atomic_folder(aside):
             pass
         for each in reversed(later):  # so that what is left at any moment has no gap
             source = checkpoint.step_folder(checkpoints, each)
             move_folder(source, aside / source.name)
         moved.append(f"the checkpoints after it are in {aside}")
-    if (log := events.supersede(folder / LOG, step)) is not None:
-        moved.append(f"what was logged after it is in {log}")
+    if (rest := events.supersede(log, step, number)) is not None:
+        moved.append(f"what was logged after it is in {rest}")
     return [f"went back to step {step}: {', and '.join(moved)}"] if moved else []
 
 

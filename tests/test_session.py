@@ -253,6 +253,20 @@ def test_a_run_that_was_killed_after_its_checkpoint_logs_no_step_twice(corpus: P
     ]  # fmt: skip
 
 
+def test_what_moved_aside_together_bears_one_number(corpus: Path) -> None:
+    """Also after a kill, of which steps alone move aside."""
+    run = train(corpus)
+    shutil.rmtree(at_step(run, 8))
+    lab.resume(run.folder, listeners=[])
+    lab.resume(at_step(run, 4), listeners=[])
+    lab.resume(at_step(run, 6), listeners=[])
+    assert sorted(path.name for path in run.folder.glob("*superseded*")) == [
+        "log.superseded-1.jsonl", "log.superseded-2.jsonl", "log.superseded-3.jsonl", "superseded-2", "superseded-3",
+    ]  # fmt: skip
+    assert steps_in(run.folder / "log.superseded-2.jsonl") == [5, 6, 7, 8]
+    assert checkpoint.steps(run.folder / "superseded-2") == [6, 8]
+
+
 def test_a_run_killed_before_its_first_line_leaves_its_name_free(corpus: Path) -> None:
     folder = Path("runs/r-1")
     (folder / "checkpoints").mkdir(parents=True)
