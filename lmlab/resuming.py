@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     if checkpoints.resolve() == (folder / "checkpoints").resolve():  # the run itself, whose log was lost or left behind
         return folder
     if checkpoint.steps(folder / "checkpoints"):  # else an earlier attempt at this was killed before it saved
+        if re.fullmatch(r"superseded-\d+", checkpoints.name):
+            raise RunError(
+                f"{saved.folder} was put aside when the run {folder} went back to an earlier step; resume that run, or go "
+                "on with this one in another folder, named by --runs-dir"
+            )
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder
 

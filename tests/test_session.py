@@ -227,8 +227,11 @@ def test_what_came_after_an_earlier_checkpoint_moves_aside(corpus: Path) -> None
     read = events.read(run.log_path)
     assert sum(event["event"] == "eval" and event["step"] == 2 for event in read) == 1
     assert read[-1]["status"] == "completed"
-    with pytest.raises(RunError, match="is a copy outside of its run"):
-        lab.resume(run.folder / "superseded-1" / "step-00000008", listeners=[], max_steps=9)
+    aside = run.folder / "superseded-1" / "step-00000008"
+    with pytest.raises(RunError, match=r"was put aside when the run .*r-1 went back to an earlier step; .* --runs-dir"):
+        lab.resume(aside, listeners=[], max_steps=9)
+    elsewhere = lab.resume(aside, listeners=[], max_steps=9, runs_dir="back")
+    assert (elsewhere.folder, steps_in(elsewhere.log_path)) == (Path("back/r-1").absolute(), [9])
 
 
 def test_a_run_that_was_killed_after_its_checkpoint_logs_no_step_twice(corpus: Path) -> None:
