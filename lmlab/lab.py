@@ -306,6 +306,7 @@ def resume(
     if (
         evaluated_tokens(merged, n_val) != evaluated_tokens(saved_config(saved), n_val)
         and merged.eval_cadence is not None
+        and trainer.progress.has_any
     ):
         trainer.progress.begin_anew()
         message = (

@@ -40,6 +40,11 @@ class Progress:
             self.best_saved = val_loss
         return improves
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there was an evaluation to which another one can be compared."""
+        return min(self.best, self.best_saved) < math.inf
+
     def begin_anew(self) -> None:
         """Begin early stopping anew, where what comes is not to be compared; the best checkpoint stays it."""
         self.best, self.without_improvement = math.inf, 0

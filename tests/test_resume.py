@@ -515,6 +515,16 @@ def test_an_evaluation_of_another_part_of_the_text_begins_anew_what_is_counted(c
     assert state["best_val_loss"] == run.last("val_loss")
 
 
+def test_a_first_evaluation_is_compared_to_none(run: Path) -> None:
+    resumed = lab.resume(run, max_steps=8, eval_cadence=1, eval_batches=1, listeners=[])
+    assert resumed.last("val_loss") is not None
+    assert resumed.warnings == []
+    resumed = lab.resume(run, max_steps=9, eval_cadence=None, listeners=[])
+    resumed = lab.resume(run, max_steps=10, eval_cadence=1, eval_batches=2, listeners=[])
+    (message,) = resumed.warnings
+    assert "another part of the text" in message
+
+
 def test_a_run_whose_log_was_left_behind_goes_on(run: Path) -> None:
     (run / "log.jsonl").unlink()
     (run / "config.yaml").unlink()
