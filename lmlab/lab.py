@@ -29,6 +29,7 @@ from lmlab.places import find_models_dir, find_runs_dir
 from lmlab.record import Record, is_blank
 from lmlab.registry import Registry
 from lmlab.resuming import (
+    ended_decay,
     find_checkpoint,
     find_together,
     is_of_a_run,
@@ -313,6 +314,7 @@ def resume(
             "eval_batches reads another part of the text now: val_loss, and the choice of `best`, compare unlike parts"
         )
         warnings = [*warnings, message]
+    warnings = [*warnings, *ended_decay(saved, merged)]
     if (threads := torch.get_num_threads()) != usual:
         message = (
             f"goes on with {threads} threads, as it began, for the same sums to the bit; here it would have {usual}"

@@ -139,6 +139,19 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | No
     return own.updated(**changes) if changes else own
 
 
+def ended_decay(saved: Checkpoint, config: TrainingConfig) -> list[str]:
+    """A warning where the learning rate has fallen, and all steps to come have a tenth of it, unless that was planned."""
+    end = config.lr_decay_steps or int(saved.state["decay_steps"])
+    since = max(saved.step, config.warmup_steps)
+    planned = config.lr_decay_steps is not None and config.max_steps <= saved_config(saved).max_steps
+    if config.lr_schedule == "constant" or planned or not end <= since < config.max_steps:
+        return []
+    return [
+        f"the decay of lr_schedule={config.lr_schedule} ended at step {end}: from step {since + 1} on, the learning rate "
+        f"stays at a tenth; --set lr_decay_steps={config.max_steps} lets it fall to the end of the run instead"
+    ]
+
+
 def same_corpus(saved: Checkpoint, data: str | Path | None) -> Corpus | LargeCorpus:
     """The text that the run was trained on, from `data` or where it was. Raises DataError where it is another one."""
     facts = saved.state.get("data")

@@ -172,6 +172,34 @@ def test_without_decay_steps_the_schedule_ends_with_the_first_start(corpus: Path
     assert rates[3:] == pytest.approx([1e-4] * 3)
 
 
+def test_a_decay_that_is_over_is_told_unless_it_was_planned(corpus: Path, tmp_path: Path) -> None:
+    falling = {**TINY, "max_steps": 3, "lr_schedule": "cosine"}
+
+    def told(**changes: Any) -> list[str]:
+        run = lab.resume("falling", listeners=[], **changes)
+        last = max(n for n, event in enumerate(events.read(run.log_path)) if event["event"] == "run_start")
+        return [e["message"] for e in events.read(run.log_path)[last:] if e["event"] == "warning"]
+
+    run = lab.run({**falling, "warmup_steps": 5}, corpus, run_name="falling", listeners=[])
+    assert told(max_steps=5) == []  # all of it warming up
+    assert told(max_steps=9) == [
+        "the decay of lr_schedule=cosine ended at step 3: from step 6 on, the learning rate stays at a tenth; "
+        "--set lr_decay_steps=9 lets it fall to the end of the run instead"
+    ]
+    assert run.refresh()
+    assert run.series("learning_rate")[1][5:].tolist() == pytest.approx([falling["learning_rate"] / 10] * 4)
+    assert len(told(max_steps=10)) == 1
+    assert told(max_steps=12, lr_decay_steps=12) == []
+    shutil.rmtree(run.folder)
+    run = lab.run({**falling, "max_steps": 6, "lr_decay_steps": 2}, corpus, run_name="falling", listeners=[])
+    shutil.rmtree(run.folder / "checkpoints" / "step-00000006")
+    assert [
+        message for message in told() if "the decay of" in message
+    ] == []  # interrupted on a plateau that it was given
+    assert len(told(max_steps=8)) == 1
+    assert told(max_steps=9, lr_schedule="constant") == []
+
+
 def test_what_listeners_draw_does_not_reach_the_run(corpus: Path, tmp_path: Path) -> None:
     config = {**EVERYTHING, "max_steps": 6, "checkpoint_cadence": 3}
     quiet = lab.run(config, corpus, run_name="quiet", runs_dir=tmp_path, listeners=[])
