@@ -63,7 +63,8 @@ class OutOfMemory(RunError):
 
 
 class DivergedError(LabError):
-    """A loss or gradient that is not finite. The update was not made: the weights are those of the step before.
+    """A loss or gradient that is not finite: the update was not made, and the weights are those of the step before. Or a
+    validation loss that is not a number: the weights are ruined, and not saved.
 
     asked_to_stop: whether a signal came in that very step.
     """

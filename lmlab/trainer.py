@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ class Trainer:
         self.decay_steps = config.lr_decay_steps or config.max_steps
         self.progress = Progress()
         self.before_saving: Callable[[], object] | None = None  # called before a checkpoint of the run is written
+        self._restored_at = 0
         self._last: dict[str, int] = {}  # the step of the newest event of each kind
         self._beside, self._saving = Beside(self.world), Saving(0, Path(), 0.0)
         self._n_val_bytes: int | None = None
@@ -185,9 +187,11 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
                 windows = batch.windows_B.tolist()
                 shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
+                again = 0 < self.step == self._restored_at  # with these weights, whatever is set
+                advice = "Go back to a checkpoint before this one, then lower" if again else "Lower"
                 raise DivergedError(
                     f"the {name} of step {self.step + 1} is {value}, with the windows at tokens {shown}; the update was "
-                    "not made. Lower learning_rate, or set grad_clip"
+                    f"not made. {advice} learning_rate, or set grad_clip"
                 )
 
     def _utilization(self, tokens_per_second: float, context: int) -> float:
@@ -309,7 +313,10 @@ class Trainer:
 
     @devices.on_its_own()
     def evaluate(self) -> Evaluation:
-        """The loss over the validation split (or its first `eval_batches`), logged. Raises UsageError without one."""
+        """The loss over the validation split (or its first `eval_batches`), logged.
+
+        Raises UsageError without one, DivergedError where the loss is not a number.
+        """
         if self.val_dataloader is None:
             raise UsageError("there is no validation split to evaluate on; give the Trainer a val_dataloader")
         limit = self.config.eval_batches
@@ -331,6 +338,11 @@ class Trainer:
             perplexity=evaluation.perplexity,
             bits_per_byte=evaluation.bits_per_byte,
         )
+        if math.isnan(evaluation.val_loss):
+            raise DivergedError(
+                f"the validation loss of step {self.step} is nan: the weights are ruined. Go back to an earlier checkpoint, "
+                "or start again, with a lower learning_rate, or set grad_clip"
+            )
         floor_total = self.facts.get("floor_total")
         if limit is None and floor_total is not None and evaluation.leaks(floor_total):
             self.tell(
@@ -512,6 +524,7 @@ class Trainer:
         if self.config.precision == "auto" and state["device"] == self.device.type:
             self._use_precision(state["precision"])  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
+        self._restored_at = self.step
         self.decay_steps = self.config.lr_decay_steps or int(state["decay_steps"])
         self.progress = Progress.from_state(state)
         self._last = {"eval": self.step, "sample": self.step, "checkpoint": self.step}

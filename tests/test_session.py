@@ -431,6 +431,38 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_good_checkpoint(corpus: 
     assert steps_in(record.log_path) == list(range(1, step))
 
 
+def spoiled_after(corpus: Path, step: int, **changes: Any) -> lab.Run:
+    """A run whose weights an update ruined: its loss was still a number."""
+    trainer = lab.build({**CONFIG, **changes}, corpus, run_name="r-1")
+
+    def spoil(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            next(trainer.model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(DivergedError):
+        lab.execute(trainer, [spoil])
+    assert trainer.folder is not None
+    return lab.Run(trainer.folder)
+
+
+def test_weights_that_an_evaluation_finds_ruined_are_not_what_a_run_goes_on_from(corpus: Path) -> None:
+    run = spoiled_after(corpus, 4, eval_cadence=4)
+    assert (run.status, run.step, checkpoint.steps(run.folder / "checkpoints")) == ("diverged", 4, [2])
+    assert [(e["step"], e["val_loss"]) for e in events.read(run.log_path) if e["event"] == "eval"][1:] == [(4, "NaN")]
+    resumed = lab.resume("r-1", learning_rate=1e-4, listeners=[])
+    assert (resumed.status, resumed.best_checkpoint) == ("completed", at_step(run, 8))
+
+
+def test_a_run_that_went_on_from_ruined_weights_says_to_go_back_further(corpus: Path) -> None:
+    run = spoiled_after(corpus, 4)
+    assert checkpoint.steps(run.folder / "checkpoints") == [2, 4]
+    with pytest.raises(
+        DivergedError, match="Go back to a checkpoint before this one, then lower learning_rate, or set grad_clip"
+    ):
+        lab.resume("r-1", learning_rate=1e-4, listeners=[])
+    assert lab.resume(at_step(run, 2), learning_rate=1e-4, listeners=[]).status == "completed"
+
+
 def test_a_run_that_went_on_since_it_was_looked_at_is_not_taken_back(tiny: dict[str, Any], corpus: Path) -> None:
     """As by two `--resume` at a time: the first one trains and ends while the second one still loads."""
     run = lab.run(tiny, corpus, run_name="r", listeners=[], max_steps=3)

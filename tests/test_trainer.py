@@ -379,7 +379,7 @@ def judged(verdicts: list[float], tmp_path: Path, **changes: Any) -> tuple[Train
         ([3.0, 2.0, 2.5, 2.4, 2.3], 2, 6),
         ([3.0, 3.0, 3.0], 2, 4),
         ([3.0, 2.9, 3.0, 2.8, 2.9, 2.9, 2.9], 3, 12),
-        ([3.0, float("nan"), 3.1], 2, 4),
+        ([3.0, float("inf"), 3.1], 2, 4),
         ([1.0, 2.0], 1, 2),
     ],
 )
@@ -413,7 +413,7 @@ def best_step(tmp_path: Path) -> str:
         ([1.0, 3.0, 2.0, 4.0], 6, "4"),  # the start is not saved, so that it cannot be the best
         ([9.0, 3.0, 3.0, 3.0], 6, "2"),
         ([9.0, 3.0, 4.0, 2.0], 5, "5"),  # the evaluation at the end
-        ([9.0, float("nan"), 4.0, 5.0], 6, "4"),
+        ([9.0, float("inf"), 4.0, 5.0], 6, "4"),
     ],
 )
 def test_best_points_at_the_lowest_validation_loss_that_was_saved(
@@ -469,6 +469,23 @@ def test_a_number_that_is_not_finite_stops_before_the_update(
     assert all(p.grad is None for p in trainer.model.parameters())
     assert (told[-1]["event"], told[-1]["status"], told[-1]["step"]) == ("run_end", "diverged", 2)
     assert [event["step"] for event in told.of("step")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "at"), [([math.nan], 0), ([9.0, 3.0, math.nan], 4), ([9.0, 3.0, 3.0, math.nan], 5)]
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_validation_loss_that_is_no_number_ends_the_run_before_that_step_is_saved(
+    verdicts: list[float], at: int, beside: bool, tmp_path: Path
+) -> None:
+    """In the evaluation before the first step, in one that its cadence asks for, and in the one at the end."""
+    trainer, told = judged(verdicts, tmp_path, max_steps=5, async_checkpoints=beside)
+    with pytest.raises(DivergedError, match=f"the validation loss of step {at} is nan: the weights are ruined"):
+        trainer.fit(loader())
+    assert checkpoint.steps(tmp_path / "checkpoints") == [step for step in (2, 4) if step < at]
+    assert told.of("eval")[-1]["step"] == at
+    assert math.isnan(told.of("eval")[-1]["val_loss"])
+    assert (told[-1]["event"], told[-1]["status"], told[-1]["step"]) == ("run_end", "diverged", at)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------

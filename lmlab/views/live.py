@@ -34,7 +34,7 @@ LONGEST_SAMPLE = 600
 HINTS = {
     "stopped": "Stopped after a whole step and saved: run.resume() goes on bit for bit.",
     "interrupted": "The process ended without a word: resume() goes on from the newest checkpoint.",
-    "diverged": "A number was not finite: the update was not made, and the last checkpoint is good.",
+    "diverged": "A number was not finite: go back to an earlier checkpoint, or start again, with a lower learning rate.",
 }
 
 
