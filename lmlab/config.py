@@ -406,7 +406,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     annotation = TrainingConfig.model_fields[key].annotation
     wants_text = str in (annotation, *get_args(annotation))
     if not written:
-        raise ConfigError(f"--set: {key}= has no value; write {key}=null for none")
+        advice = f"write {key}=null for none" if type(None) in get_args(annotation) else "give one, or leave it out"
+        raise ConfigError(f"--set: {key}= has no value; {advice}")
     if wants_text and written[0] not in "\"'":  # as it stands, so that `He said: no # never` stays whole
         return key, None if plain_yaml.resolve(written) is None else raw
     try:

@@ -318,7 +318,8 @@ def test_an_override_is_a_key_and_a_yaml_value(text: str, expected: tuple[str, A
     [
         ("max_steps", "write KEY=VALUE, for example --set max_steps=100"), ("", "write KEY=VALUE"),
         ("max_step=5", "unknown key 'max_step'; the nearest real one is max_steps"), ("=5", "write KEY=VALUE"),
-        ("max_steps=", "max_steps= has no value; write max_steps=null for none"), ("seed=#5", "there is no value"),
+        ("seed=", "seed= has no value; write seed=null for none"), ("seed=#5", "there is no value"),
+        ("max_steps=", "max_steps= has no value; give one, or leave it out"),
         ("hooks=[a", "cannot be read: not valid YAML"), ("hooks=[*a]", "an alias"), ("a\nb=5", r"unknown key 'a\nb'"),
     ],
 )  # fmt: skip
