@@ -129,7 +129,7 @@ def start_lines(event: Event) -> list[str]:
     ]
     if event["lineage"]:
         lines.append("lineage " + " → ".join(map(ancestor, event["lineage"])))
-    if event["loss_floor"] is not None:
+    if event["loss_floor"]:  # of the part of a story, nothing is known, and the floor is 0
         lines.append(f"no model can expect a validation loss below {event['loss_floor']:.4f} on this corpus")
     lines.append("config " + ", ".join(f"{key}={written(value)}" for key, value in config.items() if value is not None))
     return lines

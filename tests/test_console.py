@@ -117,7 +117,13 @@ def test_a_fine_tuned_models_lineage_is_told() -> None:
     text = "\n".join(start_lines({**START, "model": model, "lineage": lineage, "loss_floor": None}))
     assert "model tiny-qwen (qwen), " in text
     assert "lineage base → tiny-qwen" in text
-    assert "cannot come below" not in text
+    assert "no model can expect" not in text
+
+
+def test_a_floor_of_nothing_is_not_told() -> None:
+    """As where an evaluation counts no whole story."""
+    text = "\n".join(start_lines({**START, "loss_floor": 0.0}))
+    assert "no model can expect" not in text
     assert 'sampling_prompt="The end"' in text
     assert "model_name" not in text
 
