@@ -350,11 +350,14 @@ def steps(checkpoints: Path) -> list[int]:
 def newest(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not. Raises CheckpointError."""
     refused: list[str] = []
-    for step in reversed(steps(checkpoints)):
+    found = steps(checkpoints)
+    for step in reversed(found):
         try:
             return load(step_folder(checkpoints, step)), refused
         except CheckpointError as error:
             refused.append(str(error))
+    if found and max(steps(checkpoints), default=0) > found[-1]:
+        return newest(checkpoints)  # the process that trains saved it, and removed those
     if refused:
         raise CheckpointError(f"no checkpoint in {checkpoints} can be loaded; the newest: {refused[0]}")
     raise CheckpointError(

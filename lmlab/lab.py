@@ -30,11 +30,11 @@ from lmlab.record import Record, is_blank
 from lmlab.registry import Registry
 from lmlab.resuming import (
     ended_decay,
-    find_checkpoint,
     find_together,
     is_of_a_run,
     merge_config,
     named_fields,
+    read_checkpoint,
     run_folder_of,
     same_corpus,
     saved_config,
@@ -452,8 +452,8 @@ def register(
     """Make a checkpoint (or a run's newest) a model of the registry, with its lineage. Raises a LabError."""
     from lmlab.export import register_checkpoint  # loads transformers for imported models
 
-    saved, _ = find_checkpoint(where, find_runs_dir(runs_dir))
-    return register_checkpoint(saved.folder, name, models_dir)
+    runs = find_runs_dir(runs_dir)
+    return read_checkpoint(where, runs, lambda saved: register_checkpoint(saved.folder, name, models_dir))
 
 
 class Run(Record):
@@ -502,8 +502,8 @@ class Run(Record):
             if not steps or steps[-1] == self.held_step:
                 return self._held
             self._held = None  # another process, or a session that ended in an error, went on from it
-        saved, _ = find_checkpoint(checkpoint_folder or self.folder, self.folder.parent)
-        return loading.load_model_and_tokenizer(saved.folder)
+        where = checkpoint_folder or self.folder
+        return read_checkpoint(where, self.folder.parent, lambda saved: loading.load_model_and_tokenizer(saved.folder))
 
     def plot(self, names: str | Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
         """The run's curves as a figure that can be saved; see `views.plots.curves`."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
-from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError
 from lmlab.files import is_locked
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG, RUN_LOCK, find_run
+
+Result = TypeVar("Result")
 
 # What a checkpoint's weights, data order or optimizer state rest on: the same on resume, or an error.
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
@@ -52,6 +54,18 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     raise CheckpointError(
         f"no checkpoint or run at {where}; give a checkpoint folder, a run folder or an id of list-runs"
     )
+
+
+def read_checkpoint(where: str | Path, runs_dir: Path, read: Callable[[Checkpoint], Result]) -> Result:
+    """What `read` makes of the checkpoint that `where` means; of the one that is newest then, where the process that trains
+    the run removes it meanwhile. Raises what `find_checkpoint` and `read` raise."""
+    while True:
+        saved, _ = find_checkpoint(where, runs_dir)
+        try:
+            return read(saved)
+        except LabError:
+            if saved.folder.exists():
+                raise
 
 
 def is_of_a_run(path: Path) -> bool:

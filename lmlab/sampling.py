@@ -18,7 +18,7 @@ from lmlab.loading import load_model_and_tokenizer
 from lmlab.places import find_runs_dir
 from lmlab.record import find_run
 from lmlab.registry import Registry
-from lmlab.resuming import find_checkpoint, is_of_a_run, saved_config
+from lmlab.resuming import is_of_a_run, read_checkpoint, saved_config
 from lmlab.tokenizers import Tokenizer
 
 
@@ -108,8 +108,9 @@ def load_writer(
         return load_registered(found.name, registry)
     if not found.exists():
         raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")
-    saved, _ = find_checkpoint(where, runs)
-    return Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))
+    return read_checkpoint(
+        where, runs, lambda saved: Writer(*load_model_and_tokenizer(saved.folder), saved_config(saved))
+    )
 
 
 def write_samples(

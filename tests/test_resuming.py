@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_config import TINY
 
+from lmlab import lab
 from lmlab.checkpoint import Checkpoint
-from lmlab.errors import CheckpointError, RunError
-from lmlab.resuming import run_folder_of
+from lmlab.errors import CheckpointError, LabError, RunError
+from lmlab.launching import launch
+from lmlab.loading import load_model_and_tokenizer
+from lmlab.resuming import read_checkpoint, run_folder_of
+from lmlab.sampling import write_samples
 
 
 def test_a_copied_checkpoint_goes_on_in_a_folder_of_its_run_s_id(tmp_path: Path) -> None:
@@ -26,3 +31,35 @@ def test_a_copied_checkpoint_leads_nowhere_but_into_the_runs(run_id: object, tmp
     saved = Checkpoint(tmp_path / "copy", {"step": 3, "run_id": run_id})
     with pytest.raises(CheckpointError, match=r"state\.json is damaged: it names no run"):
         run_folder_of(saved, tmp_path / "runs")
+
+
+def test_a_checkpoint_that_is_removed_before_it_is_read_gives_way_to_the_next(corpus: Path) -> None:
+    run = lab.run({**TINY, "max_steps": 3}, corpus, run_name="live", listeners=[])
+    seen = []
+
+    def read(saved: Checkpoint) -> int:
+        seen.append(saved.step)
+        if len(seen) < 3:
+            lab.resume("live", max_steps=saved.step + 1, keep_checkpoints=1, listeners=[])
+        load_model_and_tokenizer(saved.folder)
+        return saved.step
+
+    assert read_checkpoint("live", run.folder.parent, read) == 5
+    assert seen == [3, 4, 5]
+    (run.folder / "checkpoints" / "step-00000005" / "config.json").write_text("{")
+    with pytest.raises(LabError, match=r"config\.json"):
+        read_checkpoint(run.folder / "checkpoints" / "step-00000005", run.folder.parent, read)
+
+
+def test_a_run_that_keeps_one_checkpoint_can_be_sampled_while_it_trains(corpus: Path) -> None:
+    settings = {**TINY, "max_steps": 100_000, "checkpoint_cadence": 1, "keep_checkpoints": 1}
+    run = launch(settings, corpus, run_name="live")
+    try:
+        run.wait(1)
+        while not run.checkpoints():
+            run.wait(run.step + 1)
+        for _ in range(40):
+            assert write_samples("live", "T", sampling_max_length=1)
+        assert run.is_running()
+    finally:
+        run.stop()
