@@ -120,13 +120,19 @@ def replicate(adapter: BaseAdapter, world: ranks.World, *, rehearsed: bool = Fal
     """
     if strategy_of(adapter, world) != "ddp":
         return adapter
+    unreached = weights_unreached(adapter, adapter.loss)
+    if rehearsed:
+        for weight in unreached:
+            weight.requires_grad_(False)  # DDP reads numbers to look for them
+    some_unreached = not rehearsed and world.any(bool(unreached))
     engine: Any = nn.parallel.DistributedDataParallel
     known = inspect.signature(engine.__init__).parameters
     # The second is its name before torch 2.13.
     sync = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in known)
-    replica = engine(adapter, gradient_as_bucket_view=True, init_sync=not rehearsed, **{sync: False})  # buffers: alike
+    settings = {"init_sync": not rehearsed, "find_unused_parameters": some_unreached, sync: False}  # buffers: alike
+    replica = engine(adapter, gradient_as_bucket_view=True, **settings)
     replica.register_comm_hook(None, lambda _, bucket: summed(bucket))
-    if not rehearsed:
+    if not rehearsed and not some_unreached:  # else the buckets keep their first order
         order_buckets(replica, adapter)
     return replica
 
@@ -144,11 +150,22 @@ def order_buckets(replica: nn.Module, adapter: BaseAdapter) -> None:
     It then orders its buckets by when their gradients come, and with them the sums of three ranks or more: a resumed run
     would add up its first step in another order than one that was not interrupted.
     """
-    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(adapter.parameters()).device)
+    weights_unreached(adapter, replica)
+
+
+def weights_unreached(adapter: BaseAdapter, loss: Callable[..., Tensor]) -> list[nn.Parameter]:
+    """The trainable weights to which a backward pass from a short text gives no gradient; of the others, none is kept.
+
+    DDP waits for the gradients of all, unless it is told to look for those that will not come.
+    """
+    token = 1 if adapter.end_of_text_id == 0 else 0  # all in one document: a single token may need fewer weights
+    ids_BT = torch.full((1, 4), token, dtype=torch.int64, device=next(adapter.parameters()).device)
     with in_mode(adapter, training=False):  # no dropout, and so no random numbers
-        replica(ids_BT[:, :1], ids_BT[:, 1:], "sum").backward()
+        loss(ids_BT[:, :-1], ids_BT[:, 1:], "sum").backward()
+    unreached = [parameter for parameter in adapter.parameters() if parameter.requires_grad and parameter.grad is None]
     for parameter in adapter.parameters():
         parameter.grad = None
+    return unreached
 
 
 def accumulating(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

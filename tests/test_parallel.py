@@ -50,6 +50,11 @@ FULL = {
 QWEN = {**PLAIN, "max_steps": 15, "gradient_accumulation_steps": 2, "grad_clip": 0.5, "sampling_prompt": "the"}
 DROPOUT = {**PLAIN, "dropout": 0.3, "max_steps": 12, "checkpoint_cadence": 6, "eval_cadence": 4}
 MANY = {**DROPOUT, "max_steps": 300, "checkpoint_cadence": None, "eval_cadence": None, "d_model": 16}
+LEAVING_OUT = {  # families of which some weights get no gradient: of no text, or of none of a single token
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    "deepseek_v32": {},
+    "rwkv": {},
+}
 SAVING = {**DROPOUT, "checkpoint_cadence": 3, "parallel": "fsdp", "hooks": []}
 
 
@@ -241,6 +246,21 @@ def test_dropout_differs_from_rank_to_rank_and_comes_again(pair: Bench) -> None:
         assert first == second
         assert len(set(first)) == 2
     assert pair.series("ddp-straight").tolist() == pair.series("fsdp-straight").tolist()  # and so for both strategies
+
+
+def test_models_of_which_some_weights_get_no_gradient_train_in_copies(bench: Bench) -> None:
+    for family, changes in LEAVING_OUT.items():
+        source = tiny_models.make(bench.folder / family, family, **changes)
+        hub.import_model(str(source), name=family, models_dir=bench.where["models_dir"])
+        lab.run(listeners=[], **bench.training(f"{family}-1", QWEN, model_name=family, max_steps=3))
+    names = {family: f"{family}-2" for family in LEAVING_OUT}
+    bench.work(
+        2, [job("train", name, bench.training(name, QWEN, model_name=f, max_steps=3)) for f, name in names.items()]
+    )
+    for family, name in names.items():
+        assert bench.run(name).start["strategy"] == "ddp"
+        for key in ("loss", "val_loss", "grad_norm"):
+            np.testing.assert_allclose(bench.series(name, key), bench.series(f"{family}-1", key), rtol=1e-4)
 
 
 def test_muon_trains_in_copies(pair: Bench) -> None:
