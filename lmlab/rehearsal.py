@@ -55,7 +55,7 @@ def rehearse(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with fake_world(world_size) as mesh, FakeTensorMode():
+    with fake_world(world_size) as mesh, FakeTensorMode(), GroupedProducts():
         adapter = make()
         adapter.settle_untried()
         world = World(0, world_size, "fake")
@@ -114,6 +114,19 @@ def states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The tensors that an optimizer keeps for its parameters, but for counts of steps."""
     kept = (value for part in parts(optimizer) for state in part.state.values() for value in state.values())
     return [value for value in kept if isinstance(value, Tensor) and value.dim()]
+
+
+class GroupedProducts(TorchDispatchMode):
+    """Gives the products of a mixture's experts their shape: torch knows that of fake ones in bf16 alone."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if any(hasattr(each, "to_local") for each in types):
+            return NotImplemented  # as in Watch
+        if function is not torch.ops.aten._grouped_mm.default or arguments[0].dtype == torch.bfloat16:
+            return function(*arguments, **(keywords or {}))
+        left, right, ends_of_groups = arguments[:3]
+        n_groups = [len(ends_of_groups)] if left.dim() == right.dim() else []
+        return left.new_empty([*n_groups, left.size(-2), right.size(-1)])
 
 
 class Watch(TorchDispatchMode):

@@ -107,6 +107,19 @@ def test_a_model_whose_head_is_not_known_beforehand(tmp_path: Path, corpus: Path
         assert plan(written(tmp_path, model_name="gpt"), corpus, 3, strategy).differences() == []
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("mixtral", {"num_local_experts": 4}), ("gpt_oss", {"num_local_experts": 4, "intermediate_size": 36})],
+)
+def test_a_mixture_of_experts_is_planned(tmp_path: Path, corpus: Path, family: str, changes: dict[str, int]):
+    """Also where the rows of its products are not aligned."""
+    hub.import_model(str(tiny_models.make(tmp_path / "source", family, **changes)), name="mixture", models_dir=None)
+    for strategy in ("ddp", "fsdp"):
+        for precision in ("fp32", "bf16"):
+            path = written(tmp_path, model_name="mixture", precision=precision)
+            assert plan(path, corpus, 2, strategy).differences() == []
+
+
 def test_rows_that_do_not_divide_are_padded():
     assert [shares.own_size((70, 64), n) for n in (2, 8, 128)] == [35 * 64, 9 * 64, 64]
     assert shares.own_size((32,), 128) == 1
