@@ -55,6 +55,10 @@ class Muon(Direct, torch.optim.Muon):
                 matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * learning_rate)
 
 
+# What lmlab's own keep for a parameter: counts, and tensors of its shape. Of others, neither names nor shapes are known.
+KEYS = {AdamW: ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"), Muon: ("momentum_buffer",)}
+
+
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], n_iterations: int) -> Tensor:
     """Bring all singular values of a matrix near 1 (to 0.7 to 1.2 or so) by the quintic iteration of Jordan (2024)."""
     a, b, c = coefficients
@@ -177,10 +181,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         owner = next((o for o in parts(optimizer) if parameter is not None and holds(o, parameter)), None)
         if parameter is None or owner is None:
             raise ValueError(f"tensor {full_name} belongs to no trained parameter")
-        if isinstance(owner, Muon) != (key == "momentum_buffer"):  # older versions gave Muon other matrices, too
+        keys = KEYS.get(type(owner))
+        if keys is not None and key not in keys:  # older versions gave Muon other matrices, too
             raise ValueError(f"tensor {full_name} is not of {type(owner).__name__}, which updates {name} now")
         shape = tensors.shape(full_name) if isinstance(tensors, Tensors) else list(tensors[full_name].shape)
-        if shape and shape != list(parameter.shape):
+        if shape and (keys is not None or is_spread(parameter)) and shape != list(parameter.shape):
             raise ValueError(f"tensor {full_name} has shape {shape}, not {list(parameter.shape)}")
         if shape and is_spread(parameter):
             assert isinstance(tensors, Tensors)

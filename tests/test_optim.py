@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.config import TrainingConfig
+from lmlab.data import DataLoader, WindowDataset
 from lmlab.loading import load_adapter
 from lmlab.optim import (
+    AdamW,
     Muon,
     MuonWithAdamW,
     create_optimizer,
@@ -240,6 +243,47 @@ def test_the_state_goes_through_tensors_bit_for_bit(name: str, at: int) -> None:
     again = optimizer_tensors(fresh, resumed)
     assert not saved or again.keys() == saved.keys()
     assert all(again[key] is not saved[key] for key in saved)
+
+
+OF_ONES_OWN: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {  # with state of any name and shape
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.01),
+    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.01),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.9, centered=True),
+    "amsgrad": lambda parameters: AdamW(parameters, lr=0.01, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ONES_OWN)
+def test_an_optimizer_of_ones_own_resumes_bit_for_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it was put into `create_optimizer`."""
+    settings = config(max_seq_len=8, batch_size=2, max_steps=6, precision="fp32", learning_rate=0.01)
+    monkeypatch.setattr("lmlab.trainer.create_optimizer", lambda model, _: OF_ONES_OWN[kind](list(model.parameters())))
+    ids = torch.randint(0, 11, (300,), generator=torch.Generator().manual_seed(0)).numpy().astype("uint16")
+    batches = DataLoader(WindowDataset(ids, 8), 2, seed=3)
+    model = tiny()
+    trainer = Trainer(model, OF_ONES_OWN[kind](list(model.parameters())), settings)
+    trainer.fit(batches, should_stop=lambda: trainer.step == 3)
+    saved = trainer.save_checkpoint(tmp_path / "half")
+    trainer.fit(batches)
+    resumed = Trainer.from_checkpoint(saved)
+    resumed.fit(DataLoader(WindowDataset(ids, 8), 2, seed=3))
+    assert resumed.step == trainer.step == 6
+    for one, other in zip(resumed.model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    states = [optimizer_tensors(each.optimizer, each.model.model) for each in (resumed, trainer)]
+    assert states[0].keys() == states[1].keys() != set()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_state_of_an_optimizer_of_ones_own_is_none_of_adamw() -> None:
+    model = tiny()
+    theirs = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, theirs, range(1))
+    with pytest.raises(ValueError, match=r"embedding\.weight\.momentum_buffer is not of AdamW, which updates"):
+        load_optimizer_tensors(create_optimizer(model, config()), model, optimizer_tensors(theirs, model))
 
 
 def test_state_that_fits_nothing_is_named() -> None:
