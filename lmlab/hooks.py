@@ -40,6 +40,7 @@ class Hook(ABC):
     """One measurement. Subclass it, give it a `name` of its own, and add it to HOOKS."""
 
     name = ""
+    reads = ""  # the method of a model that shows what is measured, tried when a run is built; "" for none
 
     @abstractmethod
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class ActivationStats(Hook):
     """Mean, deviation and largest size of the residual stream after the embedding and each block."""
 
     name = "activation_stats"
+    reads = "hidden_states"
 
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
         states = [x_BTD.float() for x_BTD in model.hidden_states(inputs_BT)]
@@ -65,6 +67,7 @@ class AttentionEntropy(Hook):
     """Entropy of the attention of every layer and head in nats: 0 looks at one token, ln T at all alike."""
 
     name = "attention_entropy"
+    reads = "attentions"
 
     def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
         entropies_H = []
@@ -109,6 +112,15 @@ def activate(names: Sequence[str]) -> list[ActiveHook]:
             raise ConfigError(f"hooks: {entry!r} has no cadence in steps after its colon; write {name}:50, say")
         active.append(ActiveHook(HOOKS[name](), int(cadence) if colon else DEFAULT_CADENCE))
     return active
+
+
+@torch.no_grad()
+def try_on(hooks: Sequence[ActiveHook], model: Any) -> None:
+    """Ask a model with a few tokens for what hooks read of it. Raises ConfigError where it does not show that."""
+    inputs_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+    with in_mode(model, training=False):
+        for reads in sorted({active.hook.reads for active in hooks} - {""}):
+            getattr(model, reads)(inputs_BT)
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ class Trainer:
         if self.device.type == "cpu":
             devices.keep_freed_memory()
         self.hooks = hooks.activate(config.hooks)
+        hooks.try_on(self.hooks, self.model)
         self.strategy = parallel.strategy_of(self.model, self.world)
         own_seed = parallel.own_seed(seed, self.world)
         self.random = devices.RandomStream(devices.seeded_random_state(own_seed, self.device), self.device)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 
-from lmlab import events, hooks, lab
+from lmlab import events, hooks, hub, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
 from lmlab.data import Batch
@@ -120,6 +121,20 @@ def test_a_run_with_hooks_is_the_run_without_them() -> None:
         (2, "activation_stats"), (3, "attention_entropy"), (4, "activation_stats"), (6, "activation_stats"),
         (6, "attention_entropy"), (6, "weight_norms"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "recurrent_gemma"])
+def test_a_model_without_attention_is_refused_when_the_run_is_built(kind: str, tmp_path: Path, corpus: Path) -> None:
+    source = tiny_models.make(tmp_path / "source", kind)
+    hub.import_model(str(source), name=kind, models_dir=None)
+    config = {"model_name": kind, "max_seq_len": 8, "batch_size": 2, "max_steps": 1, "hooks": ["attention_entropy:5"]}
+    with pytest.raises(
+        ConfigError, match=f"^the attention of {kind} is not known; leave out attention_entropy"
+    ) as caught:
+        lab.build(config, data=corpus)
+    assert "\n" not in str(caught.value)
+    trainer = lab.build({**config, "hooks": ["activation_stats:1", "weight_norms"]}, data=corpus)
+    assert math.isfinite(trainer.training_step(next(iter(trainer.train_dataloader))))
 
 
 def test_switched_off_hooks_are_never_called(monkeypatch: pytest.MonkeyPatch) -> None:

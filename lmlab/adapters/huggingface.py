@@ -231,7 +231,7 @@ class CausalLMAdapter(BaseAdapter):
         return shaping(self.model.get_output_embeddings()(norm(x_BTD)))
 
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
-        """Attention probabilities of every layer, each BHTT."""
+        """Attention probabilities of every layer that has them, each BHTT. Raises ConfigError where none has."""
         chosen, segments_BT = self.model.config._attn_implementation, self.segments(ids_BT)
         self.model.set_attn_implementation("eager")  # the others never hold the probabilities
         try:
@@ -245,7 +245,13 @@ class CausalLMAdapter(BaseAdapter):
             self.model.set_attn_implementation(chosen)
 
     def _seen(self, ids_BT: Tensor, **positions: Tensor) -> list[Tensor]:
-        return list(self.model(input_ids=ids_BT, use_cache=False, output_attentions=True, **positions).attentions)
+        output = self.model(input_ids=ids_BT, use_cache=False, output_attentions=True, **positions)
+        scores = list(getattr(output, "attentions", None) or ())
+        if not scores or any(each.dim() != 4 for each in scores):  # RWKV gives its outputs that name
+            raise ConfigError(
+                f"the attention of {self.architecture_type} is not known; leave out attention_entropy or what looks at it"
+            )
+        return scores
 
     def blocks(self) -> nn.ModuleList:
         """The layers of the model, in order. Raises ConfigError where they are not known."""
