@@ -263,7 +263,8 @@ class Trainer:
             raise UsageError("there is nothing to train on: give fit a DataLoader, or the Trainer a train_dataloader")
         if self.config.eval_cadence is not None and self.val_dataloader is None:
             raise ConfigError(
-                "eval_cadence is set, but there is no validation text; lower train_ratio or give more text"
+                "eval_cadence is set, and there is nothing to evaluate on; give the Trainer a val_dataloader, or set "
+                "eval_cadence to null"
             )
         # The own one's is set whatever a look at a batch, or an interrupted step, was dealt.
         if isinstance(batches, DataLoader) and (batches is self.train_dataloader or batches.position == 0):

@@ -302,9 +302,14 @@ def test_what_ends_a_run_badly_is_logged_and_raised() -> None:
     assert told[-1]["status"] == "failed"
 
 
-def test_what_is_missing_is_said() -> None:
-    with pytest.raises(ConfigError, match="eval_cadence is set, but there is no validation text"):
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval_cadence is set, .* give the Trainer a val_dataloader"):
         make(config=config(eval_cadence=2), val_dataloader=None)[0].fit(loader())
+    settings = config(eval_cadence=2, max_steps=2)
+    make(config=settings)[0].save_checkpoint(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="give the Trainer a val_dataloader, or set eval_cadence to null"):
+        Trainer.from_checkpoint(tmp_path / "saved").fit(loader())
+    assert Trainer.from_checkpoint(tmp_path / "saved", validation()).fit(loader()) == "completed"
     trainer, _ = make(val_dataloader=None, tokenizer=None)
     with pytest.raises(UsageError, match="there is nothing to train on"):
         trainer.fit()
