@@ -488,6 +488,7 @@ class Run(Record):
         self.lost_models_dir: Path | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
         self.held_step = trainer.step if trainer is not None else 0
+        self._held_from = self._manifest(trainer.step) if trainer is not None else b""
         whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights
         if whole and trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None
@@ -496,14 +497,25 @@ class Run(Record):
             self._held, Run._holder = (trainer.model.eval(), trainer.tokenizer), weakref.ref(self)
 
     def load(self, checkpoint_folder: Path | None = None) -> tuple[BaseAdapter, Tokenizer]:
-        """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError."""
+        """The model of the newest checkpoint (or of the one given) and its tokenizer. Raises CheckpointError.
+
+        A model that stayed in memory is given itself, so that a change to it shows in later samples of the run; with
+        `run.newest_checkpoint`, the caller gets one of its own.
+        """
         if self._held is not None and checkpoint_folder is None:
             steps = checkpoint.steps(self.folder / "checkpoints")
-            if not steps or steps[-1] == self.held_step:
+            if not steps or self._manifest(steps[-1]) == self._held_from:
                 return self._held
             self._held = None  # another process, or a session that ended in an error, went on from it
         where = checkpoint_folder or self.folder
         return read_checkpoint(where, self.folder.parent, lambda saved: loading.load_model_and_tokenizer(saved.folder))
+
+    def _manifest(self, step: int) -> bytes:
+        """What tells the checkpoint of a step from one that others made there: its manifest, empty where it has none."""
+        try:
+            return (checkpoint.step_folder(self.folder / "checkpoints", step) / checkpoint.MANIFEST).read_bytes()
+        except OSError:
+            return b""
 
     def plot(self, names: str | Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
         """The run's curves as a figure that can be saved; see `views.plots.curves`."""

@@ -464,6 +464,18 @@ def test_the_folder_of_its_checkpoints_stands_for_a_run(run: Path, monkeypatch: 
         lab.resume(run.parent / "checkpoints", listeners=[])
 
 
+def test_a_run_that_another_process_took_to_the_same_step_gives_its_newest_model(
+    lab_command: Callable[..., Any], corpus: Path
+) -> None:
+    held = lab.run(TINY, corpus, run_name="r-2", listeners=[])
+    before = held.load()[0].model.embedding.weight.clone()
+    done = lab_command("--resume", held.folder / "checkpoints" / "step-00000003", "--set", "learning_rate=0.05")
+    assert done.returncode == 0, done.stderr
+    newest = lab.Run(held.folder).load()[0].model.embedding.weight
+    assert not torch.equal(newest, before)
+    assert torch.equal(held.load()[0].model.embedding.weight, newest)
+
+
 def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint or run at nowhere; give a checkpoint folder"):
         lab.resume("nowhere", listeners=[])
