@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,16 @@ def confirm(question: str, yes: bool) -> bool:
     except EOFError:  # Ctrl-D
         print()
         return False
+
+
+@contextlib.contextmanager
+def warned_in_lines() -> Iterator[None]:
+    """Print what the library warns of as lines on stderr, as errors are, without the place in the code."""
+    from lmlab.problems import escaped
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {escaped(str(message))}", file=sys.stderr)
+        yield
 
 
 # --- models -----------------------------------------------------------------------------------------------------
@@ -111,7 +124,9 @@ def register_model(options: argparse.Namespace) -> int:
     """Make a checkpoint a model of the registry."""
     from lmlab import lab
 
-    entry = lab.register(options.checkpoint, options.name, runs_dir=options.runs_dir, models_dir=options.models_dir)
+    folders = {"runs_dir": options.runs_dir, "models_dir": options.models_dir}
+    with warned_in_lines():
+        entry = lab.register(options.checkpoint, options.name, **folders)
     print(registered(entry.model_name, find_models_dir(options.models_dir)))
     return 0
 
@@ -156,14 +171,9 @@ def sample(options: argparse.Namespace) -> int:
     from lmlab.console import printable
     from lmlab.sampling import write_samples
 
-    texts = write_samples(
-        options.model,
-        options.prompt,
-        options.n,
-        runs_dir=options.runs_dir,
-        models_dir=options.models_dir,
-        **settings(options),
-    )
+    folders = {"runs_dir": options.runs_dir, "models_dir": options.models_dir}
+    with warned_in_lines():
+        texts = write_samples(options.model, options.prompt, options.n, **folders, **settings(options))
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
             print(f"--- {number}")

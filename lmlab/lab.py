@@ -379,7 +379,7 @@ def branch(
     it resumes. Raises UsageError where `name` is taken, and what `resume` raises.
     """
     world = ranks.join()
-    saved, _ = find_together(where, find_runs_dir(runs_dir), world)
+    saved, warnings = find_together(where, find_runs_dir(runs_dir), world)
     if name in (saved_config(saved).model_name, saved.state.get("register_as")):
         if run_name is not None:
             raise UsageError(
@@ -408,7 +408,7 @@ def branch(
         **promise(name, models_dir),
     }
     trainer = new_trainer(adapter, merged, tokenizer, batches, folder=folder, seed=seed, facts=facts)
-    return execute(trainer, listeners, models_dir=models_dir, on_ready=on_ready)
+    return execute(trainer, listeners, warnings=warnings, models_dir=models_dir, on_ready=on_ready)
 
 
 def parent_of(saved: Checkpoint, registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

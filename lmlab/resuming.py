@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,14 +60,29 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
 
 def read_checkpoint(where: str | Path, runs_dir: Path, read: Callable[[Checkpoint], Result]) -> Result:
     """What `read` makes of the checkpoint that `where` means; of the one that is newest then, where the process that trains
-    the run removes it meanwhile. Raises what `find_checkpoint` and `read` raise."""
+    the run removes it meanwhile. Raises what `find_checkpoint` and `read` raise.
+
+    No log can keep which damaged ones were passed over: the line of lmlab's caller is warned of it.
+    """
     while True:
-        saved, _ = find_checkpoint(where, runs_dir)
+        saved, passed_over = find_checkpoint(where, runs_dir)
         try:
-            return read(saved)
+            result = read(saved)
         except LabError:
             if saved.folder.exists():
                 raise
+            continue
+        warn_caller(passed_over)
+        return result
+
+
+def warn_caller(messages: Sequence[str]) -> None:
+    """Warn of each message at the line outside of lmlab that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("lmlab."):
+        frame, level = frame.f_back, level + 1
+    for message in messages:
+        warnings.warn(message, stacklevel=level)
 
 
 def is_of_a_run(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.loading import load_model_and_tokenizer
 from lmlab.sampling import until_end, write, write_samples
+from lmlab.study import samples
 from lmlab.tokenizers import CharTokenizer
 from lmlab.transformer import Transformer
 
@@ -52,6 +54,57 @@ def test_many_texts_are_drawn_together_and_differ(run: lab.Run) -> None:
     assert write_samples(run.folder, "T", n=4, sampling_max_length=30, sampling_seed=1) != texts
     cold = write_samples(run.folder, "T", n=3, sampling_temperature=0)
     assert len(set(cold)) == 1
+
+
+@pytest.fixture
+def damaged(run: lab.Run, tmp_path: Path) -> Path:
+    """A copy of the run, with one byte of its newest checkpoint's weights another one."""
+    folder = shutil.copytree(run.folder, tmp_path / "runs" / "damaged")
+    path = folder / "checkpoints" / "step-00000006" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return folder
+
+
+PASSED_OVER = r"step-00000006/model\.safetensors is damaged: .*; going on from step-00000003"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: lab.Run(folder).load(),
+        lambda folder: write_samples(lab.Run(folder)),
+        lambda folder: write_samples("damaged"),
+        lambda folder: samples([lab.Run(folder)]),
+        lambda folder: lab.register("damaged", "kept"),
+        lambda folder: lab.Run(folder).register("kept"),
+    ],
+)
+def test_a_newest_checkpoint_that_is_damaged_is_passed_over_with_a_warning(
+    damaged: Path, use: Callable[[Path], Any]
+) -> None:
+    for _ in range(2):  # also where a cell is run again
+        with pytest.warns(UserWarning, match=PASSED_OVER) as told:
+            use(damaged)
+        assert {warning.filename for warning in told} == {__file__}
+        shutil.rmtree("models", ignore_errors=True)
+
+
+def test_a_branch_logs_which_checkpoints_it_passed_over(damaged: Path) -> None:
+    branch = lab.branch("damaged", "other", max_steps=1, listeners=[])
+    assert [warning for warning in branch.warnings if re.search(PASSED_OVER, warning)]
+    assert branch.lineage[-1]["step"] == 3
+
+
+def test_the_command_line_says_on_a_line_which_checkpoints_it_passed_over(
+    damaged: Path, lab_command: Callable[..., Any]
+) -> None:
+    for arguments in (("sample", "damaged"), ("register-model", "damaged", "--name", "kept")):
+        done = lab_command(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(f"warning: .*{PASSED_OVER}\n", done.stderr)
+        assert "damaged:" not in done.stdout
 
 
 def test_what_cannot_be_written_is_said(run: lab.Run) -> None:
