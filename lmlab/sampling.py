@@ -87,7 +87,10 @@ def load_writer(
     Raises UsageError where a run and a model bear the name, and further a LabError.
     """
     if isinstance(where, Run):
-        return Writer(*where.load(), TrainingConfig.from_dict(where.config))
+        where.refresh()
+        if where.config and not where.damaged:
+            return Writer(*where.load(), TrainingConfig.from_dict(where.config))
+        where = where.folder  # whose checkpoint has its config, too
     registry, runs = Registry(models_dir), find_runs_dir(runs_dir)
     found = find_run(where, runs)
     try:

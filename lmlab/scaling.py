@@ -78,6 +78,7 @@ def by_position(run: Run, data: str | Path | None = None) -> Positions:
     data: the run's text, None where it still lies where it was. Raises UsageError where it is not the storybook, and
     where the run has no log.
     """
+    run.refresh()
     path = as_mapping(run.start.get("data")).get("path") if data is None else data
     if path is None or not run.config:
         raise UsageError(

@@ -56,6 +56,27 @@ def test_many_texts_are_drawn_together_and_differ(run: lab.Run) -> None:
     assert len(set(cold)) == 1
 
 
+def test_a_run_in_memory_writes_with_the_settings_of_its_newest_session(
+    run: lab.Run, tmp_path: Path, lab_command: Callable[..., Any]
+) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "runs" / "mine")
+    seen = lab.Run(folder)
+    before = write_samples(seen)
+    settings = ("--set", "sampling_max_length=30", "--set", "sampling_temperature=2.5")
+    done = lab_command("--resume", "mine", "--max-steps", 7, *settings)
+    assert done.returncode == 0, done.stderr
+    [side_by_side] = samples([seen], ["The cat"]).texts.values()
+    assert side_by_side == write_samples(seen) == write_samples(folder) != before
+
+
+def test_a_run_whose_log_is_damaged_writes_with_the_settings_of_its_checkpoint(run: lab.Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "runs" / "mine")
+    (folder / "log.jsonl").write_bytes(b"?" + run.log_path.read_bytes())
+    assert write_samples(lab.Run(folder)) == write_samples(run)
+    (folder / "log.jsonl").unlink()
+    assert write_samples(lab.Run(folder)) == write_samples(run)
+
+
 @pytest.fixture
 def damaged(run: lab.Run, tmp_path: Path) -> Path:
     """A copy of the run, with one byte of its newest checkpoint's weights another one."""
