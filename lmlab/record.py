@@ -187,9 +187,14 @@ class Record(History):
             raise RunError(f"the run {self.folder} is no longer there")
         try:
             with lock(path):
-                write_atomic(path, dump_json(change(self._remarks())))
+                remarks = read_json(path) if os.path.lexists(path) else {}
+                if not isinstance(remarks, dict) or not isinstance(remarks.get("tags", []), list):
+                    raise ValueError(path)
+                write_atomic(path, dump_json(change(remarks)))
         except OSError as error:
             raise RunError(f"cannot write {path}: {describe_os_error(error)}; check the folder") from error
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path} does not hold notes and tags as they are kept; mend it, or delete it") from error
 
 
 def step_of_folder(path: Path) -> int:

@@ -340,6 +340,21 @@ def test_notes_and_tags_stay_with_the_run(tmp_path):
         assert (again.notes, again.tags) == ("", [])
 
 
+@pytest.mark.parametrize("damage", ["[1, 2]", "{", "", '{"tags": "kept", "notes": "long"}', "\udcff"])
+def test_notes_that_cannot_be_read_are_not_written_over(tmp_path, damage):
+    record = Record(write_run(tmp_path / "run"))
+    path = record.folder / "notes.json"
+    path.write_text(damage, encoding="utf-8", errors="surrogateescape")
+    before = path.read_bytes()
+    for change in (lambda: record.tag("a"), lambda: record.untag("a"), lambda: record.set_notes("again")):
+        with pytest.raises(RunError, match=r"run/notes\.json does not hold notes and tags .*; mend it, or delete it"):
+            change()
+        assert path.read_bytes() == before
+    path.unlink()
+    record.tag("a")
+    assert record.tags == ["a"]
+
+
 def test_runs_are_found_newest_first(tmp_path):
     for name, days in (("b", 0), ("a", 2), ("c", 1)):
         run = RunWriter(tmp_path / name, BEGAN + timedelta(days=days))
