@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmlab.errors import RunError
+from lmlab.errors import RunError, UsageError
 from lmlab.events import parse_line
 from lmlab.files import (
     TEMPORARY,
@@ -27,6 +27,7 @@ from lmlab.files import (
 )
 from lmlab.history import History, as_mapping, as_text, timestamp
 from lmlab.places import find_file
+from lmlab.words import one_line
 
 LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
@@ -165,15 +166,17 @@ class Record(History):
 
     def set_notes(self, notes: str) -> None:
         """Keep `notes` with the run, in place of those before. Raises RunError where the folder cannot be written."""
-        self._remark(lambda remarks: {**remarks, "notes": notes})
+        self._remark(lambda remarks: {**remarks, "notes": as_text(notes)})
 
-    def tag(self, *names: str) -> None:
-        """Add tags. Raises RunError where the folder cannot be written."""
-        self._remark(lambda remarks: {**remarks, "tags": list(dict.fromkeys([*self.tags, *names]))})
+    def tag(self, *names: str | float) -> None:
+        """Add tags, numbers as text. Raises RunError where the folder cannot be written, UsageError on what is no tag."""
+        added = as_tags(names)
+        self._remark(lambda remarks: {**remarks, "tags": list(dict.fromkeys([*self.tags, *added]))})
 
-    def untag(self, *names: str) -> None:
-        """Take tags away; one that is not there is passed over. Raises RunError."""
-        self._remark(lambda remarks: {**remarks, "tags": [tag for tag in self.tags if tag not in names]})
+    def untag(self, *names: str | float) -> None:
+        """Take tags away; one that is not there is passed over. Raises RunError, and UsageError as `tag` does."""
+        gone = as_tags(names)
+        self._remark(lambda remarks: {**remarks, "tags": [tag for tag in self.tags if tag not in gone]})
 
     def _remarks(self) -> dict[str, Any]:
         try:
@@ -201,6 +204,14 @@ def step_of_folder(path: Path) -> int:
     """The step after which a checkpoint was saved, by the name of its folder; -1 where that says none."""
     step = path.name.removeprefix("step-")
     return int(step) if step.isdecimal() else -1
+
+
+def as_tags(names: Iterable[Any]) -> list[str]:
+    """Tags as they are kept. Raises UsageError naming the first that is none, such as a list of them."""
+    for name in names:
+        if name is None or (isinstance(name, Iterable) and not isinstance(name, str)):
+            raise UsageError(f"{one_line(repr(name), 60)} is no tag; give each by itself, as text: tag('a', 'b')")
+    return [as_text(name) for name in names]
 
 
 def _whole_lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:

@@ -340,6 +340,22 @@ def test_notes_and_tags_stay_with_the_run(tmp_path):
         assert (again.notes, again.tags) == ("", [])
 
 
+def test_tags_are_text_given_one_by_one(tmp_path):
+    record = Record(write_run(tmp_path / "run"))
+    for _ in range(2):
+        record.tag(1, np.int64(3), 0.5, "x")
+    assert record.tags == ["1", "3", "0.5", "x"]
+    record.untag(1, "3", np.float64(0.5))
+    assert record.tags == ["x"]
+    for wrong in (["y", "z"], ("y",), {"y": 1}, {"y"}, None, b"y", np.array([1])):
+        for change in (record.tag, record.untag):
+            with pytest.raises(UsageError, match=r"is no tag; give each by itself, as text: tag\('a', 'b'\)"):
+                change(wrong)
+    assert record.tags == ["x"]
+    record.set_notes(np.int64(3))
+    assert record.notes == "3"
+
+
 @pytest.mark.parametrize("damage", ["[1, 2]", "{", "", '{"tags": "kept", "notes": "long"}', "\udcff"])
 def test_notes_that_cannot_be_read_are_not_written_over(tmp_path, damage):
     record = Record(write_run(tmp_path / "run"))
