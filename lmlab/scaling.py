@@ -23,7 +23,7 @@ from lmlab.errors import UsageError
 from lmlab.evaluate import losses_by_position
 from lmlab.history import as_mapping
 from lmlab.lab import Run
-from lmlab.study import whole_sweep
+from lmlab.study import Given, read_now, whole_sweep
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import floors
 from lmlab.views.html import View
@@ -72,13 +72,13 @@ class Positions:
         )
 
 
-def by_position(run: Run, data: str | Path | None = None) -> Positions:
+def by_position(run: Given, data: str | Path | None = None) -> Positions:
     """A run's validation loss at each position of the window, against the floor there.
 
     data: the run's text, None where it still lies where it was. Raises UsageError where it is not the storybook, and
     where the run has no log.
     """
-    run.refresh()
+    run = read_now(run)
     path = as_mapping(run.start.get("data")).get("path") if data is None else data
     if path is None or not run.config:
         raise UsageError(
@@ -234,16 +234,15 @@ def scaling_law(
     return law_of(whole_sweep(config, sizes, data, **arguments))
 
 
-def law_of(runs: Sequence[Run]) -> Scaling:
+def law_of(runs: Sequence[Given]) -> Scaling:
     """The same for runs that are there already, in order of compute."""
-    for run in runs:
-        run.refresh()
-    check_completed(runs)
-    losses = [loss for run in runs if (loss := final_loss(run)) is not None]
-    floor = runs[-1].loss_floor
-    if floor is None or len(losses) < len(runs):
+    read = [read_now(run) for run in runs]
+    check_completed(read)
+    losses = [loss for run in read if (loss := final_loss(run)) is not None]
+    floor = read[-1].loss_floor
+    if floor is None or len(losses) < len(read):
         raise UsageError("a law above the floor needs runs on the storybook that were evaluated; set eval_cadence")
-    if any(run.loss_floor != floor for run in runs):
+    if any(run.loss_floor != floor for run in read):
         raise UsageError("the runs were evaluated on different parts of the text; set eval_batches to null for all")
-    flops = [flops_of(run) for run in runs]
-    return Scaling(list(runs), flops, losses, fit_power_law(flops[:-1], losses[:-1], floor))
+    flops = [flops_of(run) for run in read]
+    return Scaling(read, flops, losses, fit_power_law(flops[:-1], losses[:-1], floor))

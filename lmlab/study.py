@@ -22,6 +22,7 @@ from lmlab.evaluate import token_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.lab import Run
+from lmlab.launching import attach
 from lmlab.modes import in_mode
 from lmlab.places import find_runs_dir
 from lmlab.record import find_runs
@@ -52,7 +53,8 @@ BEGINNING = (
 )  # fmt: skip
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
 
-Source = Run | str  # who writes and is looked at: a run, or the name of a registered model
+Given = Run | str | Path  # a run, itself or by its id or folder
+Source = Run | str | Path  # who writes and is looked at: a run, or a registered model by its name
 
 
 def runs(runs_dir: str | Path | None = None) -> cards.Runs:
@@ -90,11 +92,16 @@ def free_name(name: str, *, models_dir: str | Path | None = None) -> str:
     return next(n for n in (name, *(f"{name[:58]}-v{count}" for count in range(2, len(taken) + 3))) if n not in taken)
 
 
-def diff(a: Run, b: Run) -> cards.ShownDifference:
+def read_now(run: Given) -> Run:
+    """A run as it stands now. Raises RunError where there is none of that id or folder."""
+    found = run if isinstance(run, Run) else attach(run)
+    found.refresh()
+    return found
+
+
+def diff(a: Given, b: Given) -> cards.ShownDifference:
     """How two runs differ: config, data, code, environment, the first step at which their losses part, and the end."""
-    a.refresh()
-    b.refresh()
-    return cards.ShownDifference.between(a, b)
+    return cards.ShownDifference.between(read_now(a), read_now(b))
 
 
 class Comparison:
@@ -112,7 +119,7 @@ class Comparison:
 
 
 def compare(
-    runs: Run | Sequence[Run],
+    runs: Given | Sequence[Given],
     names: str | Sequence[str] = ("loss", "val_loss"),
     *,
     axis: str = "step",
@@ -125,11 +132,9 @@ def compare(
     noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, in
     place of their ids. The storybook's floor is a line.
     """
-    runs = [runs] if isinstance(runs, Run) else runs
-    for run in runs:
-        run.refresh()
-    figure = plots.compare(runs, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
-    return Comparison(figure, cards.comparison_table(runs, noise, labels))
+    read = [read_now(run) for run in ([runs] if isinstance(runs, Given) else runs)]
+    figure = plots.compare(read, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)
+    return Comparison(figure, cards.comparison_table(read, noise, labels))
 
 
 def sweep(
@@ -254,9 +259,9 @@ def by_label(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[
     """Runs and models by the labels that they are given, else by run id or name, each told apart from the others."""
     if isinstance(sources, Mapping):
         return dict(sources)
-    listed = [sources] if isinstance(sources, Run | str) else sources
+    listed = [sources] if isinstance(sources, Source) else sources
     runs = {source.title for source in listed if isinstance(source, Run)}
-    labels = [s.title if isinstance(s, Run) else f"{s} (model)" if s in runs else s for s in listed]
+    labels = [s.title if isinstance(s, Run) else f"{s} (model)" if s in runs else str(s) for s in listed]
     return dict(zip(distinct(labels), listed, strict=True))
 
 
@@ -290,11 +295,11 @@ def samples(
     return Samples(prompts, texts)
 
 
-def samples_by_step(run: Run) -> Samples:
+def samples_by_step(run: Given) -> Samples:
     """All samples that a run wrote while it trained, oldest first: how it learned to write."""
-    run.refresh()
-    prompts = list(dict.fromkeys(sample.prompt for sample in run.samples()))
-    return Samples(prompts[-1:], {f"step {s.step:,}": [s.text] for s in run.samples() if s.prompt == prompts[-1]})
+    written = read_now(run).samples()
+    prompts = list(dict.fromkeys(sample.prompt for sample in written))
+    return Samples(prompts[-1:], {f"step {s.step:,}": [s.text] for s in written if s.prompt == prompts[-1]})
 
 
 def microscope(
@@ -387,7 +392,6 @@ def look(run: Source, text: str, *, models_dir: str | Path | None = None) -> Loo
     return Look(run, text, models_dir)
 
 
-def plot_hook(run: Run, name: str) -> Figure:
+def plot_hook(run: Given, name: str) -> Figure:
     """What a research hook measured over the steps of a run; see `views.plots.hook_figure`."""
-    run.refresh()
-    return plots.hook_figure(run, name)
+    return plots.hook_figure(read_now(run), name)

@@ -15,7 +15,7 @@ import tiny_models
 import torch
 
 import lmlab as lab
-from lmlab.errors import CheckpointError, ConfigError, DataError, ModelNotFound, TokenizerError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, ModelNotFound, RunError, TokenizerError, UsageError
 
 Settings = dict[str, object]
 
@@ -359,6 +359,25 @@ def test_one_run_one_name_and_one_prompt_need_no_list(run: lab.Run):
     assert list(lab.samples(run, "The", sampling_max_length=3).prompts) == ["The"]
     assert repr(lab.compare(run, "loss")) == repr(lab.compare([run], ["loss"]))
     assert len(run.plot("loss").axes) == 1
+
+
+def test_a_run_may_be_given_by_its_folder_or_its_id(run: lab.Run, tiny: Settings, corpus: Path):
+    other = lab.run(tiny, "storybook:6000", run_name="two", eval_cadence=3, listeners=[])
+    for named in (lambda run: run.folder, lambda run: str(run.folder), lambda run: run.run_id):
+        one, two = named(run), named(other)
+        assert repr(lab.compare(one)) == repr(lab.compare(run))
+        assert repr(lab.compare([one, two])) == repr(lab.compare([run, other]))
+        assert repr(lab.diff(one, two)) == repr(lab.diff(run, other))
+        assert repr(lab.samples_by_step(one)) == repr(lab.samples_by_step(run))
+        assert len(lab.plot_hook(one, "attention_entropy").axes) == 1
+        assert repr(lab.by_position(two)) == repr(lab.by_position(other))
+        [texts] = lab.samples(one, sampling_max_length=5).texts.values()
+        assert [texts] == list(lab.samples(run, sampling_max_length=5).texts.values())
+        assert list(lab.samples(one, sampling_max_length=5).texts) == [str(one)]
+        assert repr(lab.microscope(one, "The cat")).startswith(f"{one}: ")
+        assert lab.look(one, "The cat").tokens == list("The cat")
+    with pytest.raises(RunError, match=r"no run in .*nothing: there is no such folder; `list-runs` shows"):
+        lab.compare("nothing")
 
 
 def test_whatever_takes_a_path_takes_a_run(run: lab.Run):
