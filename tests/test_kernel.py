@@ -152,6 +152,26 @@ def test_a_launched_run_outlives_its_kernel_and_another_one_sees_it_whole(
     assert ast.literal_eval(ended["steps"]) == list(range(1, max(losses(folder)) + 1))  # from the first step on
 
 
+def test_a_run_in_a_fork_of_the_kernel_shows_no_view_that_nobody_would_get(
+    kernels: Callable[[], Kernel], tiny: dict[str, object], corpus: Path, capfd: pytest.CaptureFixture[str]
+):
+    kernel = kernels()
+    seen = kernel.do(
+        "import multiprocessing\n"
+        "def train(seed):\n"
+        f"    return lab.run({tiny!r}, {str(corpus)!r}, run_name=f'seed-{{seed}}', seed=seed).status\n"
+        "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "    ended = pool.map(train, [0, 1])\n"
+        "from lmlab.views.live import in_notebook",
+        ended="ended",
+        notebook="in_notebook()",
+    )
+    assert seen == {"ended": ["completed", "completed"], "notebook": True}
+    said = "".join(capfd.readouterr())
+    assert "attempted to send message from fork" not in said
+    assert "display_data" not in said
+
+
 def test_an_error_of_ours_is_one_line(kernels: Callable[[], Kernel]):
     kernel = kernels()
     reply, _ = kernel.finish(kernel.begin("lab.run(d_model=7)"))

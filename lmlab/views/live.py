@@ -7,6 +7,7 @@ so that a run in this kernel and one in another process look the same.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -99,10 +100,12 @@ def loss_chart(history: History, total: int | None = None) -> str:
 
 
 def in_notebook() -> bool:
-    """Whether this is an IPython kernel, which can show HTML and replace it."""
+    """Whether this is an IPython kernel, which can show HTML and replace it; a fork of one cannot."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    kernel = getattr(shell, "kernel", None)
+    process = getattr(getattr(kernel, "session", None), "pid", None)  # that the kernel began in
+    return kernel is not None and process in (None, os.getpid())
 
 
 class Display:
