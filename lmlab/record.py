@@ -32,6 +32,7 @@ from lmlab.words import one_line
 LOG = "log.jsonl"
 RUN_LOCK = "run"  # the process that trains holds `run.lock` in the run's folder
 PROCESS = "process.json"  # who trains, for those who want to stop it
+STOP = "stop"  # while this file is there, who trains where no signal reaches is asked to save and end
 REMARKS = "notes.json"
 CHUNK = 1 << 20
 A_STEP = b'{"event": "step", '  # how the line of a step begins
@@ -268,7 +269,7 @@ def is_blank(folder: Path) -> bool:
 
     A config is the run's own only beside what was written before it, who trains; else a user wrote it.
     """
-    made = {LOG, PROCESS, f"{RUN_LOCK}.lock", "config.yaml", "checkpoints"}
+    made = {LOG, PROCESS, STOP, f"{RUN_LOCK}.lock", "config.yaml", "checkpoints"}
     if folder.is_symlink() or not folder.is_dir():
         return False
     found = {path.name for path in folder.iterdir() if not TEMPORARY.match(path.name)}

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,8 @@ from lmlab.files import (
     write_atomic,
 )
 from lmlab.ranks import World
-from lmlab.record import LOG, PROCESS, REMARKS, RUN_LOCK, is_blank
-from lmlab.signals import StopSignals
+from lmlab.record import LOG, PROCESS, REMARKS, RUN_LOCK, STOP, is_blank
+from lmlab.signals import StopSignals, deaf_thread
 from lmlab.trainer import Listener, Trainer
 from lmlab.words import one_line
 
@@ -69,7 +70,7 @@ def train(
     """
     assert trainer.folder is not None
     folder, world = trainer.folder, trainer.world
-    with StopSignals() as signals, run_folder(folder, new=resumed_from is None, world=world):
+    with StopSignals(folder / STOP) as signals, run_folder(folder, new=resumed_from is None, world=world):
         has_checkpoint = True  # or is to get one in its time
         if resumed_from is not None:
             found = json.loads(world.first(lambda: step_back(folder, trainer, known_steps)))
@@ -91,6 +92,7 @@ def train(
                 trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from
             with devices.out_of_memory_as_error(SMALLER_STEPS):
                 status = trainer.fit(should_stop=lambda: world.any(signals()))
+            signals()  # looks again for a request, which goes with the session
             log.sync()
         except BaseException as error:
             if isinstance(error, DivergedError):
@@ -228,7 +230,9 @@ def held(folder: Path, new: bool) -> Iterator[None]:
                     raise FileExistsError(folder)
                 make_folder(folder / "checkpoints")
                 sweep(folder / "checkpoints", alone=True)
+                remove_tree(folder / STOP)  # meant for a session that was killed
                 process = {"pid": os.getpid(), "host": platform.node(), "launcher": ranks.launcher()}
+                process["thread"] = deaf_thread()
                 write_atomic(folder / PROCESS, dump_json(process))
             except FileExistsError as error:
                 raise RunError(
@@ -238,7 +242,11 @@ def held(folder: Path, new: bool) -> Iterator[None]:
                 raise RunError(
                     f"another process is training in {folder}; stop it first, or wait until it ends"
                 ) from error
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                remove_tree(folder / STOP)
 
 
 def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | None:
@@ -302,17 +310,22 @@ def point_at_best(folder: Path) -> float:
 def ask_to_stop(folder: Path) -> None:
     """Ask the process that trains in `folder` to finish its step, save and end, once however often this is called.
 
+    By a signal where its main thread trains, by a file where another does: a signal would end that process unsaved.
     Raises RunError where it cannot be asked.
     """
     try:
         process = read_json(folder / PROCESS)
-        pid, host = int(process["pid"]), process["host"]
+        pid, host, thread = int(process["pid"]), process["host"], process.get("thread")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} does not say which process trains in it; end that process by hand") from error
     if host != platform.node():
         raise RunError(f"the run {folder} is trained on {host}, not here; stop it there")
-    if pid == os.getpid():
+    if pid == os.getpid() and thread in (None, threading.get_native_id()):
         raise RunError(f"the run {folder} is trained by this very process; interrupt it instead")
+    if thread is not None:
+        with disk_errors(folder):
+            (folder / STOP).touch()
+        return
     if process.get("asked_to_stop"):
         return  # a second signal would end it before it saved
     try:

@@ -1,6 +1,7 @@
 """SIGINT, SIGTERM and a closed terminal as a request: finish the step, save, end.
 
-A second SIGINT or SIGTERM ends the process at once; that a terminal is closed may be said several times.
+A second SIGINT or SIGTERM ends the process at once; that a terminal is closed may be said several times. Where no signal
+reaches, in another thread than the main one, a file is the request.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,18 +24,25 @@ def handled() -> list[int]:
     return [*HANDLED, *(number for number in hang_ups if signal.getsignal(number) == signal.SIG_DFL)]
 
 
+def deaf_thread() -> int | None:
+    """The number of this thread where it cannot handle signals; None for the main one, which alone can."""
+    return None if threading.current_thread() is threading.main_thread() else threading.get_native_id()
+
+
 class StopSignals:
     """Inside `with StopSignals() as signals:` the first signal is kept in `signals.received` instead of acted on.
 
-    Only the main thread can handle signals; in another one nothing is changed and `received` stays None.
+    Only the main thread can handle signals; in another one nothing is changed. request: a file that, as soon as it is
+    there, counts as SIGTERM in such a thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, request: Path | None = None) -> None:
         self.received: int | None = None
+        self._request = request if deaf_thread() is not None else None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
+        if deaf_thread() is None:
             self._before = {number: signal.signal(number, self._receive) for number in handled()}
         return self
 
@@ -42,6 +51,8 @@ class StopSignals:
 
     def __call__(self) -> bool:
         """Whether a stop was asked for."""
+        if self._request is not None and self.received is None and os.path.lexists(self._request):
+            self.received = signal.SIGTERM
         return self.received is not None
 
     def _restore(self) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +44,92 @@ def test_a_run_that_is_asked_to_stop_twice_still_saves(corpus: Path) -> None:
     assert run.newest_checkpoint.name == f"step-{run.step:08d}"
     resumed = run.resume(max_steps=run.step + 1, listeners=[], batch_size=2)
     assert resumed.status == "completed"
+
+
+@contextmanager
+def training_aside(corpus: Path, name: str) -> Iterator[Future[Any]]:
+    """A run that trains in another thread than the main one, as of a notebook's `asyncio.to_thread`, for ever."""
+    over = threading.Event()
+
+    def end(_: object) -> None:
+        if over.is_set():
+            raise RuntimeError("it was not stopped")
+
+    with ThreadPoolExecutor(1) as threads:
+        settings: dict[str, Any] = {"max_steps": 10**6, "checkpoint_cadence": None, "listeners": [end]}
+        training = threads.submit(lab.run, TINY, corpus, run_name=name, **settings)
+        try:
+            wait_for_step(name, 5)
+            yield training
+        finally:
+            over.set()
+
+
+def wait_for_step(name: str, step: int) -> None:
+    deadline = time.monotonic() + 100
+    while sum(event["event"] == "step" for event in events.read(Path("runs") / name / "log.jsonl")) < step:
+        assert time.monotonic() < deadline, f"step {step} never came"
+        time.sleep(0.02)
+
+
+def check_that_it_was_saved(run: lab.Run) -> None:
+    assert run.status == "stopped"
+    assert run.newest_checkpoint is not None
+    assert run.newest_checkpoint.name == f"step-{run.step:08d}"
+    assert not (run.folder / "stop").exists()
+    assert run.resume(max_steps=run.step + 2, listeners=[]).status == "completed"
+
+
+def test_a_run_in_a_thread_is_stopped_from_its_own_process(corpus: Path) -> None:
+    with training_aside(corpus, "aside") as training:
+        stopped = lab.attach("aside").stop()
+        run = training.result(60)
+        assert (run.stopped_by, run.asked_to_stop, run.step) == (signal.SIGTERM, True, stopped.step)
+    check_that_it_was_saved(stopped)
+
+
+STOPPER = "import sys, lmlab as lab\nprint(lab.attach(sys.argv[1]).stop().status)"
+
+
+def test_a_run_in_a_thread_is_stopped_from_another_process_and_its_own_lives_on(corpus: Path) -> None:
+    with training_aside(corpus, "aside") as training:
+        received: list[int] = []  # what a process that handles no signal would not survive
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+        try:
+            command = [sys.executable, "-c", STOPPER, "aside"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert (done.stdout, received) == ("stopped\n", []), done.stderr
+        run = training.result(60)
+    check_that_it_was_saved(run)
+
+
+def test_a_run_that_listens_for_signals_is_not_stopped_by_itself(corpus: Path) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            with pytest.raises(RunError, match="trained by this very process; interrupt it instead"):
+                lab.attach("own").stop()
+
+    run = lab.run(TINY, corpus, run_name="own", max_steps=2, listeners=[stop])
+    assert run.status == "completed"
+    with ThreadPoolExecutor(1) as threads:
+        own = {"run_name": "own", "max_steps": 2, "listeners": [stop]}
+        run.delete()
+        assert threads.submit(lab.run, TINY, corpus, **own).result(60).status == "completed"
+
+
+def test_a_request_to_stop_that_came_too_late_stops_nothing_else(corpus: Path) -> None:
+    folder = Path("runs/killed")
+    folder.mkdir(parents=True)
+    (folder / "process.json").write_text(json.dumps({"pid": 1, "host": "elsewhere", "thread": 1}))
+    (folder / "stop").touch()
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(lab.run, TINY, corpus, run_name="killed", listeners=[]).result(60)
+        assert run.status == "completed"
+        (folder / "stop").touch()
+        assert threads.submit(run.resume, max_steps=8, listeners=[]).result(60).step == 8
+    assert not (folder / "stop").exists()
 
 
 def test_a_run_that_trains_and_has_not_saved_yet_is_not_said_to_be_dead(corpus: Path) -> None:
