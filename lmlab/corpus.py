@@ -22,7 +22,7 @@ import numpy as np
 from lmlab import storybook, token_cache
 from lmlab.errors import DataError, TokenizerError
 from lmlab.files import describe_os_error, is_hidden, sha256_bytes, sha256_file
-from lmlab.places import find_file
+from lmlab.places import find_file, from_root
 from lmlab.tokenizers import SEPARATOR, Ids, Tokenizer
 from lmlab.words import size
 
@@ -39,7 +39,7 @@ Stamps = tuple[tuple[Path, int, int], ...]  # files with their size and time of 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training text and where it came from. documents: in order; path: as given, absolute where it is a file."""
+    """Training text and where it came from. documents: in order; path: as given, from the root where it is a file."""
 
     documents: list[str]
     path: str
@@ -105,12 +105,13 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
         return load_storybook(data or STORYBOOK)
     path = find_file(data)
     with errors_named(path):
+        path = from_root(path)
         files = stamps(files_of(path))
         if sum(n_bytes for _, n_bytes, _ in files) > large:
             return load_large(path, files)
         pieces = list(read_pieces(path))
     documents = ["".join(p.text for p in parts) for _, parts in itertools.groupby(pieces, lambda p: p.document)]
-    return Corpus(documents, str(path.resolve()), sha256_bytes("\0".join(documents).encode()))
+    return Corpus(documents, str(path), sha256_bytes("\0".join(documents).encode()))
 
 
 def is_large(data: str | Path | None = None) -> bool:
@@ -168,7 +169,7 @@ def load_large(path: Path, files: Stamps) -> LargeCorpus:
     facts = token_cache.kept_facts(
         content, lambda: survey(unchanged(files, path)), f"{path}: reading {size_of(files)} of text for the first time"
     )
-    return LargeCorpus(str(path.resolve()), facts["sha256"], facts["characters"], files, content)
+    return LargeCorpus(str(path), facts["sha256"], facts["characters"], files, content)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------

@@ -57,3 +57,13 @@ def find_file(path: Path | str) -> Path:
     if os.environ.get("LMLAB_HOME"):
         candidates.reverse()
     return next((candidate for candidate in candidates if os.path.lexists(candidate)), path)
+
+
+def from_root(path: Path) -> Path:
+    """A path from the root, in one form whatever way leads there, under the name that it was given.
+
+    A link that it is itself is not followed: its name may end in `.jsonl`, and that of what it leads to in nothing.
+    """
+    if path.name in ("", ".."):  # no name of its own
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent), path.name)

@@ -162,6 +162,38 @@ def test_the_second_start_tokenizes_nothing(tmp_path: Path, cache: Path, caplog:
     assert cached(cache).items() > before.items(), "another tokenizer has ids of its own"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["relative", "below", "above", "link", "link to its folder"])
+def test_a_text_is_read_by_every_name_that_leads_to_it(
+    kind: str, way: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a link, its own name says what kind of text it is: the cache of Hugging Face names files by their hashes."""
+    (tmp_path / "data" / "inner").mkdir(parents=True)
+    path = KINDS[kind](tmp_path / "data" / kind)
+    plain = small(path)
+    expected = plain.encode(CharTokenizer(plain.characters))
+    given, named = Path("data", kind), path
+    if way == "below":
+        monkeypatch.chdir(path if path.is_dir() else path.parent)
+        given = Path(".") if path.is_dir() else Path(kind)
+    if way == "above":
+        monkeypatch.chdir(path / "inner" if path.is_dir() else path.parent / "inner")
+        given = Path("..") if path.is_dir() else Path("..", kind)
+    if way == "link":
+        given = named = tmp_path / f"linked-{kind}"
+        path.rename(tmp_path / "0123abcd")
+        given.symlink_to("0123abcd")
+    if way == "link to its folder":
+        (tmp_path / "linked").symlink_to(path.parent)
+        given = tmp_path / "linked" / kind
+    for corpus in (small(given), large(given)):
+        assert (corpus.path, corpus.sha256) == (str(named), plain.sha256)
+        assert np.array_equal(corpus.encode(CharTokenizer(corpus.characters)), expected)
+    kept = cached(cache)
+    large(named.resolve() if kind == "text.txt" else named).encode(CharTokenizer(plain.characters))
+    assert cached(cache) == kept  # by another name, the same text is not tokenized again
+
+
 def test_changed_content_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc" * 100)
@@ -322,6 +354,16 @@ def test_a_run_on_large_text_resumes_bit_for_bit(big: Path, tiny: dict[str, obje
         "path": str(big), "sha256": small(big).sha256, "n_tokens": len(ids), "n_train": len(ids) // 2,
         "n_val": len(ids) - len(ids) // 2, "begin_of_text_id": None,
     }  # fmt: skip
+
+
+def test_a_large_text_behind_a_relative_path_is_trained_on(
+    big: Path, tiny: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(big.parent)
+    run = lab.run(tiny, big.name, listeners=[], max_steps=1)
+    assert run.start["data"]["path"] == str(big)
+    monkeypatch.chdir(tmp_path)
+    assert run.resume(max_steps=2, listeners=[]).step == 2
 
 
 def test_a_run_begun_in_memory_goes_on_from_disk(corpus: Path, tiny: dict[str, object], tmp_path: Path) -> None:

@@ -521,6 +521,20 @@ def test_data_that_moved_is_found_with_data_and_other_text_is_refused(run: Path,
         shutil.copy(corpus, original)
 
 
+def test_a_run_on_a_linked_jsonl_goes_on_and_branches(corpus: Path, tmp_path: Path) -> None:
+    """As datasets lie in the cache of Hugging Face: the file that holds the text has no ending."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    lines = [json.dumps({"text": line}) + "\n" for line in corpus.read_text().splitlines()]
+    (tmp_path / "blobs" / "0123abcd").write_text("".join(lines))
+    data = tmp_path / "snapshot" / "train.jsonl"
+    data.symlink_to("../blobs/0123abcd")
+    run = lab.run(TINY, data, run_name="linked", listeners=[])
+    assert run.start["data"]["path"] == str(data)
+    assert run.resume(max_steps=7, listeners=[]).step == 7
+    assert lab.branch("linked", "other", listeners=[]).start["data"] == run.start["data"]
+
+
 def test_a_run_goes_on_where_it_was_moved_to(run: Path, tmp_path: Path) -> None:
     home = tmp_path / "archive" / "renamed"
     home.parent.mkdir()
