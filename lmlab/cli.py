@@ -134,7 +134,7 @@ def go_on_after_restart(options: argparse.Namespace) -> None:
         from lmlab.session import run_before_restart
 
         runs_dir = find_runs_dir(options.runs_dir)
-        found = ranks.join().first(lambda: run_before_restart(runs_dir, options.run_name) or "")
+        found = ranks.join().first(lambda: run_before_restart(runs_dir, options.run_name, options.resume) or "")
         if found:
             if options.resume is None and options.model_name is not None:  # it was stronger than the file, and still is
                 options.set = [*(options.set or []), f"model_name={options.model_name}"]

@@ -15,6 +15,7 @@ from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError
 from lmlab.files import is_locked
+from lmlab.places import expanded, home
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG, RUN_LOCK, find_run
@@ -107,23 +108,35 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
 
     Raises RunError where that has checkpoints already, CheckpointError where the checkpoint names no run.
     """
-    checkpoints = saved.folder.absolute().parent
-    if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
-        return checkpoints.parent
+    around = folders_around(saved.folder)
+    for checkpoints in around:
+        if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
+            return checkpoints.parent
     run_id = saved.state.get("run_id")
     if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
         raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
     folder = runs_dir / run_id
-    if checkpoints.resolve() == (folder / "checkpoints").resolve():  # the run itself, whose log was lost or left behind
+    if (folder / "checkpoints").resolve() in [each.resolve() for each in around]:  # its log was lost or left behind
         return folder
     if checkpoint.steps(folder / "checkpoints"):  # else an earlier attempt at this was killed before it saved
-        if re.fullmatch(r"superseded-\d+", checkpoints.name):
+        if any(re.fullmatch(r"superseded-\d+", each.name) for each in around):
             raise RunError(
                 f"{saved.folder} was put aside when the run {folder} went back to an earlier step; resume that run, or go "
                 "on with this one in another folder, named by --runs-dir"
             )
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder
+
+
+def folders_around(path: Path) -> tuple[Path, Path]:
+    """The folders that a checkpoint lies in: by the path to it, and by where that leads if it is a link."""
+    return path.absolute().parent, path.resolve().parent
+
+
+def runs_around(where: str | Path) -> list[Path]:
+    """The folders of runs that `where` may name a checkpoint of, even one that is gone by now."""
+    paths = (expanded(where), home() / expanded(where))
+    return [folder.parent for path in paths for folder in folders_around(path) if folder.name == "checkpoints"]
 
 
 def saved_config(saved: Checkpoint) -> TrainingConfig:

@@ -33,6 +33,7 @@ from lmlab.files import (
 )
 from lmlab.ranks import World
 from lmlab.record import LOG, PROCESS, REMARKS, RUN_LOCK, STOP, is_blank
+from lmlab.resuming import runs_around
 from lmlab.signals import StopSignals, deaf_thread
 from lmlab.trainer import Listener, Trainer
 from lmlab.words import one_line
@@ -249,15 +250,18 @@ def held(folder: Path, new: bool) -> Iterator[None]:
                 remove_tree(folder / STOP)
 
 
-def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | None:
+def run_before_restart(runs_dir: Path, run_name: str | None = None, resumed: str | Path | None = None) -> Path | None:
     """The run in which the processes trained that torchrun has started again; None where they had not begun one.
 
     run_name: the name that they were given for it, if any; the same rendezvous may have been that of others before.
-    A run that saved nothing yet has lost nothing: its folder goes, so that it can begin anew under its name.
+    resumed: what they were to go on from, if anything: a checkpoint may be that of a run elsewhere.
+    A new run that saved nothing yet has lost nothing: its folder goes, so that it can begin anew under its name.
     """
     launcher = ranks.launcher()
     pattern = "*" if run_name is None else run_name  # in which no character has a meaning of its own
-    for path in sorted(runs_dir.glob(f"{pattern}/{PROCESS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    own = runs_around(resumed) if resumed is not None and run_name is None else []
+    there = [*runs_dir.glob(f"{pattern}/{PROCESS}"), *(path for run in own if (path := run / PROCESS).is_file())]
+    for path in sorted(there, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             process = read_json(path)
         except (OSError, ValueError):
@@ -265,7 +269,8 @@ def run_before_restart(runs_dir: Path, run_name: str | None = None) -> Path | No
         if isinstance(process, dict) and process.get("launcher") == launcher:
             if checkpoint.steps(path.parent / "checkpoints"):
                 return path.parent
-            remove_tree(path.parent)
+            if not any(path.parent.samefile(run) for run in own if run.is_dir()):
+                remove_tree(path.parent)
     return None
 
 

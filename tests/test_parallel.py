@@ -429,6 +429,25 @@ def test_a_rank_killed_while_saving_comes_back_by_itself(pair: Bench, flags: Cal
     assert not list((run.folder / "checkpoints").glob(".*"))
 
 
+@pytest.mark.parametrize("named", ["checkpoint", "link", "removed"])
+def test_a_run_outside_of_the_runs_folder_comes_back_where_it_was(pair: Bench, tmp_path: Path, named: str) -> None:
+    """Not at the checkpoint that it was resumed at, which may be gone by then."""
+    copy = tmp_path / "elsewhere" / "undisturbed"
+    shutil.copytree(pair.folder / "runs" / "undisturbed", copy)
+    where = checkpoint.step_folder(copy / "checkpoints", 3)
+    if named == "link":
+        (tmp_path / "third").symlink_to(where)
+        where = tmp_path / "third"
+    given = ["--resume", str(where), "--runs-dir", pair.where["runs_dir"], "--set", "eval_cadence=null"]
+    given += ["--set", "keep_checkpoints=1"] if named == "removed" else []
+    done = torchrun(2, MISHAP, "die-saving", 1, *given, max_restarts=1, timeout=90)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = lab.Run(copy)
+    begins = [Path(start["resumed_from"]).resolve().name for start in run.starts[-2:]]
+    assert (run.status, run.step, begins) == ("completed", 12, ["step-00000003", "step-00000006"])
+    assert sorted(path.name for path in copy.glob("superseded-*")) == ["superseded-1"]
+
+
 def test_a_process_alone_under_torchrun_comes_back_too(pair: Bench, flags: Callable[..., list[str]]) -> None:
     done = torchrun(
         1, MISHAP, "die-saving", 0, *flags("lonely", {**SAVING, "parallel": "auto"}), max_restarts=1, timeout=90

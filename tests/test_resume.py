@@ -557,6 +557,20 @@ def test_a_copied_checkpoint_goes_on_in_a_folder_of_the_same_id_unless_that_is_t
     assert told_after(run, 3) == told_after(tmp_path / "away", 3)
 
 
+def test_a_link_to_a_checkpoint_leads_on_in_its_own_run(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "r-1"
+    shutil.copytree(run, elsewhere)
+    (tmp_path / "third").symlink_to(elsewhere / "checkpoints" / "step-00000003")
+    assert lab.resume("third", listeners=[], max_steps=4).folder == elsewhere
+    shutil.move(elsewhere / "checkpoints", tmp_path / "disk")
+    (elsewhere / "checkpoints").symlink_to(tmp_path / "disk")
+    (elsewhere / "checkpoints" / "step-00000003").rename(tmp_path / "moved")
+    (elsewhere / "checkpoints" / "step-00000003").symlink_to(tmp_path / "moved")
+    step = elsewhere / "checkpoints" / "step-00000003"
+    assert lab.resume(step, listeners=[], max_steps=5).folder == elsewhere
+    assert checkpoint.steps(run / "checkpoints") == [3, 6]
+
+
 def test_an_evaluation_of_another_part_of_the_text_begins_anew_what_is_counted(corpus: Path) -> None:
     config = {**TINY, "eval_cadence": 1, "eval_batches": 2, "early_stopping_patience": 50}
     run = lab.run(config, corpus, run_name="r", listeners=[])
