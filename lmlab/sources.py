@@ -13,7 +13,7 @@ from lmlab import hub_client, origins
 from lmlab.errors import CheckpointError, HubError
 from lmlab.files import remove_tree
 from lmlab.hub_client import HubFile, Listing
-from lmlab.places import find_file
+from lmlab.places import find_file, from_root
 from lmlab.words import count, one_line, size
 
 Kind = Literal["huggingface", "local", "gguf", "builtin"]
@@ -173,7 +173,7 @@ class FromGguf(Origin):
     source: Kind = "gguf"
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+        self.path = from_root(path)
         self.model_id = self.path.name
 
     def default_name(self) -> str:

@@ -299,6 +299,18 @@ def test_a_gguf_file_is_stored_as_safetensors_with_equal_logits(models: Path, tm
     assert "no file" in refused(str(tmp_path / "absent.gguf"), models)
 
 
+def test_a_linked_gguf_file_keeps_the_name_that_it_is_given_by(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the cache of Hugging Face what a link leads to is named by its hash."""
+    write_gguf(tmp_path / "0123abcd", tiny_models.make(tmp_path / "llama", "llama"))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "Tiny-F32.gguf").symlink_to("../0123abcd")
+    monkeypatch.chdir(tmp_path / "snapshot")
+    entry = bring("Tiny-F32.gguf", models)
+    assert (entry.model_name, entry.model_id) == ("tiny-f32", "Tiny-F32.gguf")
+
+
 def test_a_gguf_file_brings_its_own_tokenizer_whatever_lies_beside_it(models: Path, tmp_path: Path) -> None:
     folder = tiny_models.make(tmp_path / "llama", "llama")
     (tmp_path / "downloads").mkdir()
