@@ -36,6 +36,7 @@ from lmlab.files import (
     write_atomic,
 )
 from lmlab.hostile_tokenizers import TEMPLATES
+from lmlab.places import absolute
 from lmlab.ranks import ALONE, World, any_spread, is_spread, own_part, whole
 from lmlab.tokenizers import HFTokenizer, Tokenizer
 
@@ -331,7 +332,7 @@ def opened(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / 'state.json'} is damaged: it is not JSON") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise CheckpointError(f"{folder / 'state.json'} is no state of a run: it names no step")
-    return Checkpoint(folder, state)
+    return Checkpoint(absolute(folder), state)
 
 
 def fingerprint(folder: Path) -> str:

@@ -40,11 +40,11 @@ def find_folder(named: Path | str | None, variable: str, default: Path | str) ->
     if named is None:
         named = os.environ.get(variable) or None
     if named is None:
-        return (home() / default).absolute()
+        return absolute(home() / default)
     found = find_file(named)
     if os.environ.get("LMLAB_HOME") and not os.path.lexists(found):
         found = home() / found
-    return found.absolute()
+    return absolute(found)
 
 
 def find_file(path: Path | str) -> Path:
@@ -67,3 +67,8 @@ def from_root(path: Path) -> Path:
     if path.name in ("", ".."):  # no name of its own
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent), path.name)
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root that is good wherever the current folder will be, and without `..`, when that folder is gone."""
+    return from_root(path) if ".." in path.parts else path.absolute()

@@ -26,7 +26,7 @@ from lmlab.files import (
     write_atomic,
 )
 from lmlab.history import History, as_mapping, as_text, timestamp
-from lmlab.places import find_file
+from lmlab.places import absolute, find_file
 from lmlab.words import one_line
 
 LOG = "log.jsonl"
@@ -47,7 +47,7 @@ class Record(History):
     def __init__(self, folder: Path | str) -> None:
         """Read the run in `folder`. Raises RunError where there is no such folder; never for what its log holds."""
         super().__init__()
-        self.folder = Path(folder).absolute()  # the current folder may change
+        self.folder = absolute(Path(folder))  # the current folder may change
         if not self.folder.is_dir():
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode = 0, -1

@@ -36,6 +36,7 @@ from lmlab.optim import (
     set_learning_rate,
     set_precision,
 )
+from lmlab.places import absolute
 from lmlab.progress import Progress
 from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import Transformer
@@ -78,7 +79,8 @@ class Trainer:
         self.model: BaseAdapter = CustomTransformerAdapter(model) if isinstance(model, Transformer) else model
         self.optimizer, self.config, self.tokenizer = optimizer, config, tokenizer
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
-        self.folder, self.facts, self.listeners = folder, facts or {}, list(listeners)
+        self.folder = absolute(folder) if folder is not None else None  # the current folder may change
+        self.facts, self.listeners = facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
         self.world = ranks.join()
         self._use_precision(self.world.text(devices.resolve_precision(config.precision, self.device)))

@@ -46,6 +46,20 @@ def run_with(tmp_path: Path, *steps: int) -> Path:
     return checkpoints
 
 
+def test_a_checkpoint_is_read_wherever_the_current_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "step-00000003")
+    (tmp_path / "gone").mkdir()
+    saved = checkpoint.load("step-00000003")
+    monkeypatch.chdir("gone")
+    above = checkpoint.load("../step-00000003")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").rmdir()
+    for each in (saved, above):
+        assert each.folder == tmp_path / "step-00000003"
+        assert each.tensors("model").keys() == TENSORS["model"].keys()
+        assert each.tokenizer().identifier == TOKENIZER.identifier
+
+
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     folder = save(tmp_path / "step-00000003")
     saved = checkpoint.load(folder)

@@ -155,6 +155,23 @@ def test_a_run_s_folder_is_found_from_another_one(
     assert registry.models_dir == tmp_path / "mymodels"
 
 
+def test_a_run_outlives_the_folder_that_it_was_begun_in(
+    tiny: Settings, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("RUNS", "MODELS"):
+        monkeypatch.delenv(f"LMLAB_{name}_DIR")
+    monkeypatch.setenv("LMLAB_HOME", "..")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir("notebooks")
+    run, registry = lab.run(tiny, corpus, run_name="one", listeners=[]), lab.Registry()
+    again = lab.resume("../runs/one", max_steps=7, listeners=[])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").rmdir()
+    assert (run.folder, again.folder, registry.models_dir) == (*[tmp_path / "runs" / "one"] * 2, tmp_path / "models")
+    assert again.resume(max_steps=8, listeners=[]).step == 8
+    assert ".." not in run.log_path.read_text("utf-8")
+
+
 def test_noise_is_what_the_seeds_alone_make(tiny: Settings, corpus: Path):
     noise = lab.noise(tiny, seeds=3, data=corpus, listeners=[])
     finals = torch.tensor([run.last("val_loss") for run in lab.runs()], dtype=torch.float64)

@@ -269,6 +269,16 @@ def test_what_the_last_steps_cadences_did_is_not_done_again(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_a_trainer_saves_in_its_folder_wherever_the_current_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make(config=config(max_steps=1), folder=Path("mine"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    trainer.fit(loader())
+    assert checkpoint.steps(tmp_path / "mine" / "checkpoints") == [1]
+
+
 def test_with_cadences_off_a_run_still_ends_with_sample_and_checkpoint(tmp_path: Path) -> None:
     trainer, told = make(config=config(max_steps=3, checkpoint_cadence=None), folder=tmp_path, val_dataloader=None)
     trainer.fit(loader())
