@@ -15,7 +15,7 @@ from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError
 from lmlab.files import is_locked
-from lmlab.places import expanded, home
+from lmlab.places import absolute, expanded, home
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG, RUN_LOCK, find_run
@@ -35,7 +35,7 @@ def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list
     where: a checkpoint folder, a run folder (or that of its checkpoints), or a run id, see `find_run`; a run means its
     newest checkpoint that verifies. Raises CheckpointError or RunError.
     """
-    path = find_run(where, runs_dir)
+    path = absolute(find_run(where, runs_dir))
     if path.name == "checkpoints" and path.is_dir() and not is_of_a_run(path):
         path = path.parent  # as a shell completes it
     if is_locked(path / RUN_LOCK) and not checkpoint.steps(path / "checkpoints"):

@@ -15,7 +15,7 @@ from lmlab.errors import RegistryError, TokenizerError, UsageError
 from lmlab.generate import SamplingSettings
 from lmlab.lab import Run
 from lmlab.loading import load_model_and_tokenizer
-from lmlab.places import find_runs_dir
+from lmlab.places import absolute, find_runs_dir
 from lmlab.record import find_run
 from lmlab.registry import Registry
 from lmlab.resuming import is_of_a_run, read_checkpoint, saved_config
@@ -92,7 +92,7 @@ def load_writer(
             return Writer(*where.load(), TrainingConfig.from_dict(where.config))
         where = where.folder  # whose checkpoint has its config, too
     registry, runs = Registry(models_dir), find_runs_dir(runs_dir)
-    found = find_run(where, runs)
+    found = absolute(find_run(where, runs))
     try:
         models = registry.names()
     except RegistryError:
@@ -103,11 +103,11 @@ def load_writer(
     if name in models:
         if is_of_a_run(found):
             raise UsageError(
-                f"{name!r} is a run and a registered model; give {found.absolute()} for the run, or "
+                f"{name!r} is a run and a registered model; give {found} for the run, or "
                 f"{registry.models_dir / name} for the model"
             )
         return load_registered(name, registry)
-    if found.name in models and found.absolute().parent.resolve() == registry.models_dir.resolve():
+    if found.name in models and found.parent.resolve() == registry.models_dir.resolve():
         return load_registered(found.name, registry)
     if not found.exists():
         raise UsageError(f"no checkpoint, run or model is called {where}; list-runs and list-models show what there is")

@@ -484,8 +484,9 @@ def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointError, match=r"notes\.txt is a file, not a checkpoint"):
         lab.resume("notes.txt", listeners=[])
-    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
-        lab.resume(tmp_path, listeners=[])
+    for here in (tmp_path, "."):  # and not the runs folder
+        with pytest.raises(CheckpointError, match=f"{tmp_path} is no complete checkpoint"):
+            lab.resume(here, listeners=[])
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="has no checkpoints; start it again"):
         lab.resume(run, listeners=[])

@@ -264,6 +264,16 @@ def test_a_bare_name_is_the_run_in_the_runs_folder_also_where_one_of_that_name_i
     assert write_samples("r-1", sampling_max_length=80) == other, "there is no other one"
 
 
+def test_a_model_writes_from_within_its_folder(run: lab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.register("mine")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "models" / "mine" / "inner").mkdir()
+    expected = write_samples("mine", "The")
+    for folder, where in (("models/mine", "."), ("models/mine/inner", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert write_samples(where, "The") == expected
+
+
 def test_a_name_that_a_run_and_a_model_bear_is_refused_with_a_name_for_each(run: lab.Run, tmp_path: Path) -> None:
     folders = {"runs_dir": run.folder.parent, "models_dir": tmp_path / "models"}
     run.register("r-1", tmp_path / "models")
