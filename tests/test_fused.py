@@ -58,6 +58,17 @@ def test_loss_and_gradients_are_those_of_transformers(model_type: str, tmp_path:
         assert torch.equal(ours(input_ids=ids_BT).logits, theirs(input_ids=ids_BT).logits)
 
 
+def test_what_a_model_adds_to_in_place_is_trained_as_by_transformers(tmp_path: Path) -> None:
+    """Llama 4 adds the output of its experts to that of the feed-forward which all tokens share."""
+    sizes = {"head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 64, "router_aux_loss_coef": 0.0}
+    folder = tiny_models.make(tmp_path / "model", "llama4_text", **sizes)
+    theirs, ours = plain(folder), plain(folder)
+    assert fuse(ours) > 0
+    (loss, gradients), (their_loss, their_gradients) = loss_and_gradients(ours), loss_and_gradients(theirs)
+    torch.testing.assert_close(loss, their_loss, rtol=1e-6, atol=1e-6)
+    assert relative(gradients, their_gradients) < 1e-5
+
+
 def test_a_deep_copy_computes_with_its_own_weights(tmp_path: Path) -> None:
     model = load_adapter(tiny_models.make(tmp_path / "model", "qwen3"), dtype=torch.float32)
     ids_BT = torch.arange(24)[None]

@@ -49,23 +49,23 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
 
 class GatedFeedForward(torch.autograd.Function):
-    """(silu(x Gᵀ) × (x Uᵀ)) Dᵀ, of which the two products in brackets are kept."""
+    """(silu(x Gᵀ) × (x Uᵀ)) Dᵀ as an ND of all vectors of x, of which the two products in brackets are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-        dtype, shape = product_type(x), x.shape
+        dtype = product_type(x)
         x_ND = x.flatten(0, -2).to(dtype)
         gated_NF, raised_NF = x_ND @ gate_FD.to(dtype).mT, x_ND @ up_FD.to(dtype).mT
         ctx.save_for_backward(x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF)
-        ctx.shape, ctx.dtype = shape, x.dtype
-        return (F.silu(gated_NF).mul_(raised_NF) @ down_DF.to(dtype).mT).view(*shape[:-1], -1)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return F.silu(gated_NF).mul_(raised_NF) @ down_DF.to(dtype).mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, gated_NF, raised_NF, gate_FD, up_FD, down_DF = ctx.saved_tensors
         dtype = x_ND.dtype
-        dy_ND = gradients[0].flatten(0, -2).to(dtype)
+        dy_ND = gradients[0].to(dtype)
         active_NF = F.silu(gated_NF)
         d_down_DF = dy_ND.mT @ (active_NF * raised_NF)
         d_NF = dy_ND @ down_DF.to(dtype)
@@ -111,8 +111,9 @@ def norm_of(module: Any, x: Tensor) -> Any:
 
 
 def feed_forward_of(module: Any, x: Tensor) -> Any:
-    """What the feed-forward of a module of transformers makes of x."""
-    return GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+    """What the feed-forward of a module of transformers makes of x; some add to it in place."""
+    y_ND = GatedFeedForward.apply(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+    return y_ND.view(*x.shape[:-1], -1)
 
 
 def is_plain(layer: Any) -> bool:
