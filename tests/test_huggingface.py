@@ -26,9 +26,11 @@ from lmlab.adapters.documents import in_rows, keeps_documents_apart
 from lmlab.adapters.fused import GatedFeedForward, RootMeanSquareNorm
 from lmlab.adapters.head import Joint, Shaping
 from lmlab.adapters.huggingface import CausalLMAdapter, QwenAdapter, adapter_for, architecture_type_of, shaping_of
+from lmlab.config import TrainingConfig
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings, generate
+from lmlab.loading import fit
 from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import BlockCausalAttention
 
@@ -424,6 +426,16 @@ def test_describe_says_what_the_log_needs(folders: dict[str, Path]) -> None:
     json.dumps(adapter.architecture())
     assert adapter.attention_shape() == (2, 32)
     assert adapter.max_positions == 128
+
+
+def test_the_longest_text_of_mpt_is_known_under_its_own_name(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+    folder = tiny_models.make(tmp_path / "mpt", "mpt", **sizes, max_position_embeddings=None)
+    adapter, config = load(folder), TrainingConfig(model_name="mpt", max_seq_len=65)
+    with pytest.raises(ConfigError, match=r"max_seq_len=65 is longer than mpt can take; its limit is 64"):
+        fit(adapter, Tokenizer.load(folder), config)
+    fit(adapter, Tokenizer.load(folder), config.updated(max_seq_len=64))
+    adapter.loss(*batch(length=65))
 
 
 def test_qwen_is_one_line_in_the_table_of_adapters() -> None:

@@ -65,7 +65,7 @@ class CausalLMAdapter(BaseAdapter):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.architecture_type = self.architecture_type or model.config.model_type
-        self.max_positions = getattr(model.config, "max_position_embeddings", None)
+        self.max_positions = longest_text(model.config)
         use_blockwise_attention(model)
         turn_in_one(model)
         fuse(model)
@@ -344,6 +344,11 @@ def adapter_for(model_type: str) -> type[CausalLMAdapter]:
 def architecture_type_of(model_type: str) -> str:
     """The registry's word for a `model_type` of transformers: `qwen` for the Qwen family, else the type itself."""
     return adapter_for(model_type).architecture_type or model_type
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model takes, under either of its names; None where it has no limit."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
 
 def looked_up(table: Any, plain: Any, joint: list[Joint], ids_BT: Tensor) -> Any:
