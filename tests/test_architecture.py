@@ -48,6 +48,7 @@ LEVELS = [
         "adapters.attention",
         "adapters.decoding",
         "adapters.documents",
+        "adapters.caches",
     },
     {"record", "adapters.base", "adapters.pretrained"},
     {"adapters.custom", "adapters.huggingface", "comparison", "evaluate", "runs_table", "views"},

@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from lmlab.adapters.caches import Replay
 from lmlab.adapters.decoding import ROOM, Decoding, can_decode
 from lmlab.generate import SamplingSettings
 from lmlab.loading import load_adapter
@@ -128,6 +129,16 @@ def test_a_model_that_only_looks_alike_is_found_out(tmp_path: Path) -> None:
     layer = adapter.model.base_model.layers[0]
     layer.register_forward_hook(lambda module, arguments, output: 1.1 * output)
     assert not can_decode(adapter.model)
+
+
+def test_a_model_that_takes_no_cache_but_its_own_reads_all_again(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "minimax", head_dim=8, num_local_experts=4)
+    assert isinstance(adapter.new_cache(1), Replay)
+    prompt_BT, settings = ids(adapter, 6), SamplingSettings(8, temperature=0.0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "minimax").eval()
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(prompt_BT, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert torch.equal(adapter.generate(prompt_BT, settings), expected)
 
 
 def test_text_grows_beyond_the_room_that_was_made(tmp_path: Path) -> None:

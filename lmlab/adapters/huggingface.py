@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +18,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from lmlab.adapters.attention import turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
+from lmlab.adapters.caches import Replay, goes_on
 from lmlab.adapters.decoding import Decoding, all_linear, can_decode
 from lmlab.adapters.documents import (
     apart,
@@ -40,26 +40,20 @@ from lmlab.tokenizers import SPECIAL_TOKENS, Tokenizer
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f", "embedding_norm")
 
 
-@dataclass
-class Replay:
-    """The cache of a model without keys and values, such as Mamba: all tokens so far, computed again each time."""
-
-    ids_BT: Tensor | None = None
-
-
 class CausalLMAdapter(BaseAdapter):
     """Wraps a causal language model of transformers. `architecture_type` is its `model_type`.
 
     shaping: what becomes of the head's product with the last hidden state, so that the loss can be chunked; False
     where the logits are made in another way. packs: whether restarting position ids keep the documents of a window
-    apart. decodes: whether tokens are sampled by `Decoding`. plain: whether all its matrices are linear layers'. None:
-    found out at the first use.
+    apart. decodes: whether tokens are sampled by `Decoding`. goes_on: whether it takes the cache of transformers. plain:
+    whether all its matrices are linear layers'. None: found out at the first use.
     """
 
     model: PreTrainedModel
     shaping: Shaping | Literal[False] | None = None
     packs: bool | None = None
     decodes: bool | None = None
+    goes_on: bool | None = None
     plain: bool | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -120,8 +114,7 @@ class CausalLMAdapter(BaseAdapter):
         if isinstance(cache, Decoding):
             return cache.logits(ids_BT)
         if isinstance(cache, Replay):
-            cache.ids_BT = ids_BT if cache.ids_BT is None else torch.cat([cache.ids_BT, ids_BT], dim=1)
-            return first(self.model(input_ids=cache.ids_BT, use_cache=False))[:, -ids_BT.size(1) :]
+            return first(self.model(input_ids=cache.take(ids_BT), use_cache=False))[:, -ids_BT.size(1) :]
         with products_of(ids_BT[:, 0]) if ids_BT.size(1) == 1 and self._plain() else contextlib.nullcontext():
             logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
         return logits_BTV
@@ -140,8 +133,9 @@ class CausalLMAdapter(BaseAdapter):
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
         if self._decodes():
             return Decoding(self.model)
-        takes = inspect.signature(self.model.forward).parameters
-        return DynamicCache(config=self.model.config) if "past_key_values" in takes else Replay()
+        if not self._goes_on():
+            return Replay()
+        return DynamicCache(config=self.model.config)
 
     def _apart(self, module: nn.Module, ids_BT: Tensor) -> Tensor:
         """The first output of `module` (hidden states or logits), where no document sees another."""
@@ -180,6 +174,11 @@ class CausalLMAdapter(BaseAdapter):
             with in_mode(self.model, training=False):
                 self.decodes = can_decode(self.model)
         return self.decodes
+
+    def _goes_on(self) -> bool:
+        if self.goes_on is None:
+            self.goes_on = goes_on(self.model)
+        return self.goes_on
 
     def _plain(self) -> bool:
         if self.plain is None:
