@@ -49,6 +49,7 @@ LEVELS = [
         "adapters.decoding",
         "adapters.documents",
         "adapters.caches",
+        "adapters.longrope",
     },
     {"record", "adapters.base", "adapters.pretrained"},
     {"adapters.custom", "adapters.huggingface", "comparison", "evaluate", "runs_table", "views"},

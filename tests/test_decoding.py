@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from lmlab.adapters.caches import Replay
 from lmlab.adapters.decoding import ROOM, Decoding, can_decode
-from lmlab.generate import SamplingSettings
+from lmlab.generate import SamplingSettings, generate
 from lmlab.loading import load_adapter
 
 ALIKE = ("qwen2", "qwen3", "llama", "mistral")
@@ -139,6 +139,54 @@ def test_a_model_that_takes_no_cache_but_its_own_reads_all_again(tmp_path: Path)
     theirs.generation_config.eos_token_id = None
     expected = theirs.generate(prompt_BT, max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert torch.equal(adapter.generate(prompt_BT, settings), expected)
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize("length", [10, 15, 16, 17, 40])
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_text_that_becomes_long_is_sampled_with_the_angles_of_long_text(
+    tmp_path: Path, family: str, length: int
+) -> None:
+    changes = {"original_max_position_embeddings": 16} if family == "phi3" else {}
+    folder = tiny_models.make(tmp_path / "model", family, pad_token_id=0, rope_parameters=LONGROPE, **changes)
+    adapter, theirs = load_adapter(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt_BT, settings = ids(adapter, length), SamplingSettings(20, temperature=0.0)
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(
+        prompt_BT, max_new_tokens=20, do_sample=False, pad_token_id=0, use_cache=family == "phi3"
+    )
+    assert torch.equal(adapter.generate(prompt_BT, settings), expected)
+    assert torch.equal(generate(adapter, prompt_BT, settings, use_cache=False), expected)
+    cache = adapter.new_cache(2)
+    with torch.no_grad():
+        for stop in (3, 4, 12, 20, 21, 30):  # what a cache gave before it was read again stays as it was
+            start = {3: 0, 4: 3, 12: 4, 20: 12, 21: 20, 30: 21}[stop]
+            whole_BTV = adapter.logits(expected[:, :stop])[:, start:]
+            torch.testing.assert_close(adapter.logits(expected[:, start:stop], cache), whole_BTV)
+
+
+def test_the_loss_of_a_window_does_not_hang_on_how_long_the_documents_beside_it_are(tmp_path: Path) -> None:
+    adapter = loaded(tmp_path, "phi3", pad_token_id=0, rope_parameters=LONGROPE, original_max_position_embeddings=16)
+    adapter.end_of_text_id = 0
+    ids_BT = ids(adapter, 41, rows=3)
+    ids_BT[0, 8] = ids_BT[0, 20] = ids_BT[0, 36] = 0  # all short; the last short; and one long
+    ids_BT[1, 30] = 0
+    inputs_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
+    with torch.no_grad():
+        alone = [adapter.loss(inputs_BT[i : i + 1], targets_BT[i : i + 1], "sum") for i in range(3)]
+        torch.testing.assert_close(adapter.loss(inputs_BT, targets_BT, "sum"), sum(alone))
+        logits_BTV = adapter.logits(inputs_BT)
+        for row, start, stop in ((0, 0, 9), (0, 9, 21), (0, 21, 37), (1, 0, 31), (1, 31, 40), (2, 0, 40)):
+            document_BTV = adapter.logits(inputs_BT[row : row + 1, start:stop])
+            torch.testing.assert_close(logits_BTV[row : row + 1, start:stop], document_BTV, rtol=1e-4, atol=1e-4)
 
 
 def test_text_grows_beyond_the_room_that_was_made(tmp_path: Path) -> None:

@@ -27,6 +27,23 @@ class Replay:
         return self.ids_BT
 
 
+class Reread(Replay):
+    """The cache of a model whose keys are others once a text has more than `length` tokens: there, all are read again."""
+
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        super().__init__()
+        self.model, self.length = model, length
+        self.keys = DynamicCache(config=model.config)
+
+    def unread(self, ids_BT: Tensor) -> Tensor:
+        """The tokens that `keys` lacks, with these as the last."""
+        all_BT = self.take(ids_BT)
+        if all_BT.size(1) - ids_BT.size(1) <= self.length < all_BT.size(1):
+            self.keys = DynamicCache(config=self.model.config)
+            return all_BT
+        return ids_BT
+
+
 @torch.no_grad()
 def goes_on(model: PreTrainedModel) -> bool:
     """Whether a model takes a `DynamicCache`, by trying it: some take none, and others only their own."""

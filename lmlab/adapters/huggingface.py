@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from lmlab.adapters.attention import turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
-from lmlab.adapters.caches import Replay, goes_on
+from lmlab.adapters.caches import Replay, Reread, goes_on
 from lmlab.adapters.decoding import Decoding, all_linear, can_decode
 from lmlab.adapters.documents import (
     apart,
@@ -30,6 +30,7 @@ from lmlab.adapters.documents import (
 )
 from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Joint, Lookup, Shaping, chunked_cross_entropy
+from lmlab.adapters.longrope import short_length, turn_by_document
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.devices import products_of, recomputation
 from lmlab.errors import ConfigError
@@ -60,9 +61,12 @@ class CausalLMAdapter(BaseAdapter):
         super().__init__(model)
         self.architecture_type = self.architecture_type or model.config.model_type
         self.max_positions = longest_text(model.config)
+        self.short_length = short_length(model.config.get_text_config())
         use_blockwise_attention(model)
         turn_in_one(model)
         fuse(model)
+        if self.short_length is not None:
+            turn_by_document(model, self.short_length)
         self._share_gradient()
         self.train(model.training)
 
@@ -113,6 +117,8 @@ class CausalLMAdapter(BaseAdapter):
             return self._apart(self.model, ids_BT)
         if isinstance(cache, Decoding):
             return cache.logits(ids_BT)
+        if isinstance(cache, Reread):
+            return self.logits(cache.unread(ids_BT), cache.keys)[:, -ids_BT.size(1) :]
         if isinstance(cache, Replay):
             return first(self.model(input_ids=cache.take(ids_BT), use_cache=False))[:, -ids_BT.size(1) :]
         with products_of(ids_BT[:, 0]) if ids_BT.size(1) == 1 and self._plain() else contextlib.nullcontext():
@@ -123,6 +129,8 @@ class CausalLMAdapter(BaseAdapter):
         """logits_BV of the token that follows ids_BT, cache as for `logits`; a prompt's others are left out."""
         if isinstance(cache, Decoding):
             return cache.next_logits(ids_BT)
+        if isinstance(cache, Reread):
+            return self.next_logits(cache.unread(ids_BT), cache.keys)
         is_prompt = isinstance(cache, DynamicCache) and ids_BT.size(1) > 1
         if is_prompt and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
@@ -131,10 +139,12 @@ class CausalLMAdapter(BaseAdapter):
 
     def new_cache(self, batch_size: int) -> Decoding | DynamicCache | Replay:
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
-        if self._decodes():
+        if self.short_length is None and self._decodes():
             return Decoding(self.model)
         if not self._goes_on():
             return Replay()
+        if self.short_length is not None:
+            return Reread(self.model, self.short_length)
         return DynamicCache(config=self.model.config)
 
     def _apart(self, module: nn.Module, ids_BT: Tensor) -> Tensor:
