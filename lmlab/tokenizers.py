@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ VOCABULARIES = (
     "vocab.json",
     "vocab.txt",
 )
+SENTENCEPIECE = tuple(name for name in VOCABULARIES if name.endswith(".model"))
 SEPARATOR = "\n\n"  # between documents, for a tokenizer without an end-of-text token
 
 
@@ -195,6 +197,24 @@ def holds_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in (*VOCABULARIES, CHAR_FILE))
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Raise TokenizerError where a folder's vocabulary is SentencePiece's alone, and what reads that is not installed."""
+    found = [name for name in VOCABULARIES if (folder / name).exists()]
+    if not found or any(name not in SENTENCEPIECE for name in found) or not is_sentencepiece(folder / found[0]):
+        return
+    if not all(importlib.util.find_spec(package) for package in ("sentencepiece", "google", "google.protobuf")):
+        raise TokenizerError(
+            f"{folder / found[0]} is read by sentencepiece and protobuf, which are not both installed: pip install "
+            "sentencepiece protobuf"
+        )
+
+
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a vocabulary is a message of SentencePiece, which begins with a piece; others are lines of text."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\n"
+
+
 def stands_alone(folder: Path) -> bool:
     """Whether a tokenizer is another than transformers would make of the model beside it."""
     settings, model = (
@@ -226,6 +246,7 @@ class HFTokenizer(Tokenizer):
             raise TokenizerError(f"no tokenizer in {self.folder}: the folder does not exist")
         refuse_hostile(self.folder)
         with library_errors(f"no tokenizer can be loaded from {self.folder}"):
+            refuse_unreadable(self.folder)
             beside = {"config": PreTrainedConfig()} if stands_alone(self.folder) else {}
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, **beside)
             self.inner.init_kwargs.pop(STANDS_ALONE, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -441,3 +442,20 @@ def test_settings_without_a_vocabulary_are_no_tokenizer(tmp_path: Path, family: 
         (folder / name).unlink()
     with pytest.raises(TokenizerError, match="holds no tokenizer, only settings of one; set tokenizer_override"):
         HFTokenizer(folder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="it can be read here")
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"])
+def test_a_vocabulary_of_sentencepiece_says_what_reads_it(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    piece = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
+    (tmp_path / name).write_bytes(piece)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(TokenizerError) as raised:
+        Tokenizer.load(tmp_path)
+    advice = "which are not both installed: pip install sentencepiece protobuf"
+    assert str(raised.value) == f"{tmp_path / name} is read by sentencepiece and protobuf, {advice}"
+    assert (caplog.text, *capfd.readouterr()) == ("", "", "")
+    tiny_models.write_tokenizer(tmp_path)
+    Tokenizer.load(tmp_path)  # by its tokenizer.json
