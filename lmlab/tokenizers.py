@@ -192,6 +192,23 @@ def library_errors(what: str, *passed: type[Exception]) -> Iterator[None]:
         raise TokenizerError(f"{what}: {reason[:200]}") from error
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings beside a tokenizer, empty where there are none."""
+    path = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = read_json(path) if path.exists() else {}
+    return settings
+
+
+def put_settings(folder: Path, **settings: Any) -> None:
+    """Add to the settings beside a tokenizer. Raises OSError."""
+    write_atomic(folder / "tokenizer_config.json", dump_json({**settings_of(folder), **settings}))
+
+
+def switches_of(folder: Path) -> dict[str, bool]:
+    """The settings of a tokenizer that are on or off."""
+    return {k: v for k, v in settings_of(folder).items() if isinstance(v, bool) and k != STANDS_ALONE}
+
+
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the vocabulary of a tokenizer of any kind."""
     return any((folder / name).exists() for name in (*VOCABULARIES, CHAR_FILE))
@@ -217,18 +234,20 @@ def is_sentencepiece(path: Path) -> bool:
 
 def stands_alone(folder: Path) -> bool:
     """Whether a tokenizer is another than transformers would make of the model beside it."""
-    settings, model = (
-        read_json(path) if path.exists() else {} for path in (folder / "tokenizer_config.json", folder / "config.json")
-    )
-    return bool(settings.get(STANDS_ALONE)) or model.get("model_type") == "custom-transformer"
+    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    return bool(settings_of(folder).get(STANDS_ALONE)) or model.get("model_type") == "custom-transformer"
+
+
+def same_ids(one: str, other: str) -> bool:
+    """Whether two identifiers stand for equal ids of every text; the kind before them had other names in older versions."""
+    return one.partition("-")[2] == other.partition("-")[2]
 
 
 def keep_apart(folder: Path, identifier: str) -> None:
     """Have a model's folder give the tokenizer of that identifier. Raises TokenizerError where it cannot."""
     if Tokenizer.load(folder).identifier == identifier:
         return
-    settings = folder / "tokenizer_config.json"
-    write_atomic(settings, dump_json({**(read_json(settings) if settings.exists() else {}), STANDS_ALONE: True}))
+    put_settings(folder, **{STANDS_ALONE: True})
     found = Tokenizer.load(folder).identifier
     if found != identifier:
         raise TokenizerError(f"the tokenizer {identifier} comes back as {found} from a model's folder: not kept")
@@ -250,6 +269,8 @@ class HFTokenizer(Tokenizer):
             beside = {"config": PreTrainedConfig()} if stands_alone(self.folder) else {}
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, **beside)
             self.inner.init_kwargs.pop(STANDS_ALONE, None)
+            self._switches = switches_of(self.folder)
+            self._put_back: dict[str, bool] | None = None  # of them, what `save` adds; None: found out at the first use
             if not holds_tokenizer(self.folder) and not self._knows_text():
                 raise TokenizerError(
                     f"{self.folder} holds no tokenizer, only settings of one; set tokenizer_override to one that is"
@@ -344,3 +365,26 @@ class HFTokenizer(Tokenizer):
         """Write the tokenizer's files into an existing folder. Raises OSError, TokenizerError on what cannot be written."""
         with library_errors(f"the tokenizer of {self.folder} cannot be saved", OSError):
             self.inner.save_pretrained(str(folder))
+            if self._put_back is None:  # once, as a large vocabulary takes a second to load
+                self._put_back = self._left_out(folder)
+            if self._put_back:
+                put_settings(folder, **self._put_back)
+
+    def _left_out(self, folder: Path) -> dict[str, bool]:
+        """The switches that were not saved into a folder, if ids depend on them, as on Llama's `legacy`.
+
+        Raises TokenizerError where the folder gives other ids with them, too.
+        """
+        saved = switches_of(folder)
+        found = HFTokenizer(folder).identifier
+        if same_ids(found, self.identifier):
+            return {}
+        left_out = {key: value for key, value in self._switches.items() if key not in saved}
+        put_settings(folder, **left_out)
+        found = HFTokenizer(folder).identifier
+        if not same_ids(found, self.identifier):
+            raise TokenizerError(
+                f"the tokenizer of {self.folder} cannot be saved: it is {self.identifier}, and would come back as {found}; "
+                "use another tokenizer"
+            )
+        return left_out

@@ -389,8 +389,12 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """What `state.json` holds: all that is not a tensor and that a resumed run needs."""
+    def state(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+        """What `state.json` holds: all that is not a tensor and that a resumed run needs.
+
+        tokenizer: what is saved beside it, the Trainer's own where it is None.
+        """
+        tokenizer = tokenizer or self.tokenizer
         own = {
             "version": 1,
             "step": self.step,
@@ -400,9 +404,9 @@ class Trainer:
             "world_size": self.world.size,
             "device": self.device.type,
             "precision": self.precision,
-            "tokenizer": self.tokenizer.identifier if self.tokenizer is not None else None,
-            "begin_of_text_id": self.tokenizer.begin_of_text_id if self.tokenizer is not None else None,
-            "end_of_text_id": self.tokenizer.end_of_text_id if self.tokenizer is not None else None,
+            "tokenizer": tokenizer.identifier if tokenizer is not None else None,
+            "begin_of_text_id": tokenizer.begin_of_text_id if tokenizer is not None else None,
+            "end_of_text_id": tokenizer.end_of_text_id if tokenizer is not None else None,
             "decay_steps": self.decay_steps,
             **self.progress.to_state(),
         }
@@ -456,7 +460,7 @@ class Trainer:
             self._saving.folder,
             contents,
             architecture=self.model.architecture(),
-            state=self.state(),
+            state=self.state(tokenizer),
             tokenizer=tokenizer or self.tokenizer,
         )
 

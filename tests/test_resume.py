@@ -19,9 +19,11 @@ import lmlab
 from lmlab import checkpoint, devices, events, hub, lab
 from lmlab.config import TrainingConfig
 from lmlab.data import Batch
-from lmlab.errors import CheckpointError, DataError, RunError, UsageError
+from lmlab.errors import CheckpointError, DataError, RunError, TokenizerError, UsageError
+from lmlab.files import dump_json
 from lmlab.optim import Muon, parts
 from lmlab.proof import TIMINGS, differing_tensor
+from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Trainer
 
 STEPS = 30
@@ -685,3 +687,54 @@ def test_another_number_of_threads_than_the_machines_is_said(corpus: Path) -> No
         f"goes on with {before} threads, as it began, for the same sums to the bit; here it would have {before + 1}"
         in (again.warnings)
     )
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """A run of an imported Llama whose tokenizer is of the older kind, on text with marks of begin and end in it."""
+    folder = tiny_models.make(tmp_path / "source", "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    tiny_models.write_llama_tokenizer(folder, legacy=True)
+    assert hub.import_model(str(folder), name="llama") is not None
+    (tmp_path / "marked.txt").write_text("the <s>the</s> the</s>the " * 400)
+    config = {**TINY, "precision": "fp32", "max_steps": 2, "eval_cadence": 1, "train_ratio": 0.8, "model_name": "llama"}
+    return lab.run(config, tmp_path / "marked.txt", run_name="marked", listeners=[]).folder
+
+
+def test_a_llama_of_the_older_kind_goes_on_with_the_ids_it_was_trained_on(marked: Path, tmp_path: Path) -> None:
+    run = lab.Run(marked)
+    resumed = run.resume(max_steps=4, listeners=[])
+    assert resumed.start["data"] == run.start["data"]
+    first = lab.Run(marked).load(marked / "checkpoints" / "step-00000002")[1]
+    assert first.identifier == run.start["tokenizer"] == Tokenizer.load(tmp_path / "models" / "llama").identifier
+    straight = lab.run(run.config, tmp_path / "marked.txt", run_name="straight", max_steps=4, listeners=[])
+    assert told_after(marked, 2) == told_after(straight.folder, 2)
+    lab.register(marked, "tuned")
+    assert Tokenizer.load(tmp_path / "models" / "tuned").identifier == run.start["tokenizer"]
+
+
+def test_a_checkpoint_whose_tokenizer_gives_other_ids_is_not_gone_on_with(marked: Path) -> None:
+    folder = marked / "checkpoints" / "step-00000002"
+
+    def alter(name: str, **changes: Any) -> None:
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+        (folder / checkpoint.MANIFEST).write_bytes(dump_json(checkpoint.manifest(folder)))
+
+    trained = json.loads((folder / "state.json").read_text())["tokenizer"]
+    alter("state.json", tokenizer=trained.replace("llama-", "sbackend-"))  # as an older version named the same
+    assert lab.resume(marked, max_steps=3, listeners=[]).step == 3
+    shutil.rmtree(marked / "checkpoints" / "step-00000003")
+    alter("tokenizer/tokenizer_config.json", legacy=False)
+    for go_on in (
+        lambda: lab.resume(marked, max_steps=4, listeners=[]),
+        lambda: lab.branch(marked, "branch", listeners=[]),
+        lambda: lab.register(marked, "tuned"),
+        lambda: Trainer.from_checkpoint(folder),
+    ):
+        with pytest.raises(
+            TokenizerError, match=r"comes back as llama-.*, and the run was trained with sbackend-"
+        ) as told:
+            go_on()
+        assert "\n" not in str(told.value)
+    assert lab.Run(marked).load()[1].encode("the").tolist()  # what was trained can be looked at all the same

@@ -139,6 +139,42 @@ def test_a_saved_tokenizer_of_hugging_face_is_the_same(hf_folder: Path, tmp_path
     assert loaded.decode([10**6, -1]) == ""  # rows of an embedding that no token has say nothing
 
 
+MARKED = "the <s>the</s> the</s>the"
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast"])
+def test_a_tokenizer_of_llama_is_saved_with_what_its_ids_depend_on(tmp_path: Path, name: str, legacy: bool) -> None:
+    tokenizer = Tokenizer.load(
+        tiny_models.write_llama_tokenizer(tmp_path / "made", tokenizer_class=name, legacy=legacy)
+    )
+    ids = tokenizer.encode(MARKED).tolist()
+    for number in range(3):  # each of which is saved twice: what was put back stays so
+        for folder in (tmp_path / f"{number}", tmp_path / f"{number}-again"):
+            folder.mkdir()
+            tokenizer.save(folder)
+            saved = Tokenizer.load(folder)
+            assert (saved.identifier, saved.encode(MARKED).tolist()) == (tokenizer.identifier, ids)
+        tokenizer = saved
+    assert (json.loads((folder / "tokenizer_config.json").read_text()).get("legacy") is True) == (legacy is True)
+
+
+def test_what_a_class_does_with_a_mark_shows_in_the_ids(tmp_path: Path) -> None:
+    one, other = (
+        Tokenizer.load(tiny_models.write_llama_tokenizer(tmp_path / str(legacy), legacy=legacy))
+        for legacy in (True, False)
+    )
+    assert one.encode(MARKED).tolist() != other.encode(MARKED).tolist()
+    assert one.identifier != other.identifier
+
+
+def test_a_tokenizer_that_would_come_back_as_another_is_not_saved(hf_folder: Path, tmp_path: Path) -> None:
+    tokenizer = HFTokenizer(hf_folder)
+    tokenizer.inner.add_tokens(["quiet sea"])  # since it was named
+    with pytest.raises(TokenizerError, match=r"cannot be saved: it is qwen2-.*, and would come back as qwen2-"):
+        tokenizer.save(tmp_path)
+
+
 def test_a_class_that_stands_for_any_tokenizer_is_named_by_what_it_does(tmp_path: Path) -> None:
     tiny_models.write_tokenizer(tmp_path, "PreTrainedTokenizerFast")
     assert Tokenizer.load(tmp_path).identifier.startswith("bpe-")

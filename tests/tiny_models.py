@@ -48,6 +48,36 @@ def write_tokenizer(
     return end
 
 
+def write_llama_tokenizer(folder: Path, **settings: Any) -> Path:
+    """A tokenizer as that of Llama 2: characters that have no token of their own are bytes. settings: besides the usual."""
+    from tokenizers import Tokenizer, models
+
+    words = {word for word in SENTENCE.split() if len(word) > 2}
+    letters = sorted({"▁", *(letter for word in words for letter in word)})
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *letters,
+        "▁t",
+        "▁th",
+        "▁the",
+        "th",
+        "the",
+    ]
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("t", "h"), ("th", "e")]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    values = {"tokenizer_class": "LlamaTokenizer", **special, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    return folder
+
+
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
