@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmlab.errors import CheckpointError, TokenizerError
+from lmlab.errors import CheckpointError
 from lmlab.files import (
     describe_os_error,
     dump_json,
@@ -38,7 +38,7 @@ from lmlab.files import (
 from lmlab.hostile_tokenizers import TEMPLATES
 from lmlab.places import absolute
 from lmlab.ranks import ALONE, World, any_spread, is_spread, own_part, whole
-from lmlab.tokenizers import HFTokenizer, Tokenizer, same_ids
+from lmlab.tokenizers import HFTokenizer, Tokenizer
 
 MANIFEST = "manifest.json"
 BEST = "best"
@@ -62,17 +62,9 @@ class Checkpoint:
         shards = sorted(self.folder.glob(f"{part}-*-of-*.safetensors"))
         return Tensors(shards or [self.folder / f"{part}.safetensors"])
 
-    def tokenizer(self, *, exactly: bool = True) -> Tokenizer:
-        """The tokenizer that the run was trained with, as it was used there. Raises TokenizerError.
-
-        exactly: refuse one that would give other ids than it gave there.
-        """
-        tokenizer, trained = Tokenizer.load(self.folder / "tokenizer"), self.state.get("tokenizer")
-        if exactly and isinstance(trained, str) and not same_ids(tokenizer.identifier, trained):
-            raise TokenizerError(
-                f"{self.folder / 'tokenizer'} comes back as {tokenizer.identifier}, and the run was trained with {trained}: "
-                "other ids. Go on with the transformers and tokenizers that began the run, or start a new run"
-            )
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the run was trained with, as it was used there. Raises TokenizerError."""
+        tokenizer = Tokenizer.load(self.folder / "tokenizer")
         data = self.state.get("data")
         older = data.get("begin_of_text_id") if isinstance(data, dict) else None  # before it had a place of its own
         tokenizer.begin_of_text_id = self.state.get("begin_of_text_id", older)  # and still older ones went without

@@ -21,7 +21,7 @@ from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.entries import Entry, check_name
-from lmlab.errors import ConfigError, RegistryError, RunError, UsageError
+from lmlab.errors import ConfigError, RegistryError, RunError, TokenizerError, UsageError
 from lmlab.evaluate import evaluated_tokens, floor_of, seen_before
 from lmlab.events import now
 from lmlab.optim import create_optimizer
@@ -29,6 +29,7 @@ from lmlab.places import find_models_dir, find_runs_dir
 from lmlab.record import Record, is_blank
 from lmlab.registry import Registry
 from lmlab.resuming import (
+    altered_tokenizer,
     ended_decay,
     find_together,
     is_of_a_run,
@@ -314,7 +315,7 @@ def resume(
             "eval_batches reads another part of the text now: val_loss, and the choice of `best`, compare unlike parts"
         )
         warnings = [*warnings, message]
-    warnings = [*warnings, *ended_decay(saved, merged)]
+    warnings = [*warnings, *altered_tokenizer(saved, trainer.tokenizer), *ended_decay(saved, merged)]
     if (threads := torch.get_num_threads()) != usual:
         message = (
             f"goes on with {threads} threads, as it began, for the same sums to the bit; here it would have {usual}"
@@ -348,10 +349,18 @@ def left_as_it_is(trainer: Trainer, folder: Path, models_dir: str | Path | None)
 
 
 def rebuild(saved: Checkpoint, config: TrainingConfig, corpus: Corpus | LargeCorpus, folder: Path) -> Trainer:
-    """The Trainer of a checkpoint with the run's data, at the position where it was. Raises CheckpointError."""
-    tokenizer = saved.tokenizer()
-    position = int(saved.state["data"]["position"])
-    batches = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), position)
+    """The Trainer of a checkpoint with the run's data, at the position where it was.
+
+    Raises CheckpointError, and TokenizerError where the text has become other ids than it was.
+    """
+    tokenizer, data = saved.tokenizer(), saved.state["data"]
+    batches = load_batches(config, corpus, tokenizer, int(saved.state["seed"]), int(data["position"]))
+    had, has = data.get("n_tokens"), batches.facts["data"]["n_tokens"]
+    if had not in (None, has):
+        raise TokenizerError(
+            f"{saved.folder / 'tokenizer'} makes {has:,} tokens of the text, of which it made {had:,} when the run began: "
+            "go on with the transformers and tokenizers that it began with, or start a new run"
+        )
     facts = {**facts_of(saved.state), "loss_floor": batches.facts["loss_floor"]}
     facts["data"] = {**facts["data"], "path": corpus.path}
     return Trainer.from_checkpoint(
@@ -408,6 +417,7 @@ def branch(
         **promise(name, models_dir),
     }
     trainer = new_trainer(adapter, merged, tokenizer, batches, folder=folder, seed=seed, facts=facts)
+    warnings = [*warnings, *altered_tokenizer(saved, tokenizer)]
     return execute(trainer, listeners, warnings=warnings, models_dir=models_dir, on_ready=on_ready)
 
 

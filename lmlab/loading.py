@@ -139,7 +139,7 @@ def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer
     folder = Path(folder)
     adapter = load_adapter(folder).to(pick_device())
     is_checkpoint = (folder / "tokenizer").is_dir()
-    tokenizer = opened(folder).tokenizer(exactly=False) if is_checkpoint else Tokenizer.load(folder)
+    tokenizer = opened(folder).tokenizer() if is_checkpoint else Tokenizer.load(folder)
     adapter.use_tokenizer(tokenizer)
     return adapter.eval(), tokenizer
 

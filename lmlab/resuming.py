@@ -19,6 +19,7 @@ from lmlab.places import absolute, expanded, home
 from lmlab.provenance import RUN_NAME
 from lmlab.ranks import World
 from lmlab.record import LOG, RUN_LOCK, find_run
+from lmlab.tokenizers import Tokenizer, same_ids
 
 Result = TypeVar("Result")
 
@@ -181,6 +182,17 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | No
         changes = {name: value for name, value in changes.items() if (name, value) != ("lr_decay_steps", None)}
         changes.pop("seed", None)
     return own.updated(**changes) if changes else own
+
+
+def altered_tokenizer(saved: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
+    """A warning where the tokenizer of a checkpoint comes back as another, as a library of another version may make it."""
+    trained = saved.state.get("tokenizer")
+    if tokenizer is None or not isinstance(trained, str) or same_ids(tokenizer.identifier, trained):
+        return []
+    return [
+        f"the tokenizer of {saved.folder.name} comes back as {tokenizer.identifier}, and the run began with {trained}: "
+        "some text may have other ids now, unless transformers and tokenizers are those that it began with"
+    ]
 
 
 def ended_decay(saved: Checkpoint, config: TrainingConfig) -> list[str]:

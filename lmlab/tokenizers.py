@@ -239,7 +239,7 @@ def stands_alone(folder: Path) -> bool:
 
 
 def same_ids(one: str, other: str) -> bool:
-    """Whether two identifiers stand for equal ids of every text; the kind before them had other names in older versions."""
+    """Whether two identifiers stand for equal ids of every text, whatever kind they name."""
     return one.partition("-")[2] == other.partition("-")[2]
 
 
