@@ -41,6 +41,18 @@ LOG_LINE = 300  # a step event of the log
 CHECKPOINT_REST = 14_000  # what a checkpoint holds besides weights and optimizer: state, random numbers, tensors' names
 RUN_REST = 6_000  # what a run holds besides: its config, and the first lines of its log
 
+# Families of transformers that write attention out, so that scores are held whole, and those whose gated feed-forward
+# has one matrix for both of its inner products, which is not fused.
+WRITTEN_OUT = ("bloom", "codegen", "gpt_neo", "gptj", "mpt")
+JOINED = ("glm", "glm4", "phi3")
+# Families whose activations the terms below cover, by measurement; others may have parts that none of them counts.
+MEASURED = (
+    "bloom", "codegen", "cohere", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite",
+    "llama", "mamba", "mistral", "mixtral", "mpt", "olmo2", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe",
+    "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
+STATE_SPACES = ("falcon_mamba", "mamba")  # which on a processor go through a text one token at a time
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -49,7 +61,9 @@ class Shape:
     custom: the lab's own Transformer. gated: a feed-forward of three matrices. root_mean_square: norms of that kind,
     which transformers writes in several steps. fused: both as `adapters.fused` has them. kept_feed_forward: tensors as
     wide as F that the feed-forward keeps. dropout: of the residual stream; attention_dropout: of the scores, which are
-    then held whole.
+    then held whole. written_out: whether they are without it, too; capped: whether a cap is kept beside them.
+    n_routed: experts that each token is sent to, of width d_expert. state: numbers that a state-space model keeps for
+    each of its F channels, 0 for other models. measured: whether the terms are those of its family.
     """
 
     custom: bool
@@ -66,6 +80,12 @@ class Shape:
     kept_feed_forward: int = 2
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    written_out: bool = False
+    capped: bool = False
+    n_routed: int = 0
+    d_expert: int = 0
+    state: int = 0
+    measured: bool = True
 
     @property
     def block_matrices(self) -> int:
@@ -94,11 +114,19 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
         return next((values[name] for name in names if values.get(name) is not None), default)
 
     d_model = value("hidden_size", "n_embd", "d_model")
-    n_heads = value("num_attention_heads", "n_head", "n_heads", default=1)
+    n_heads = value("num_attention_heads", "n_head", "n_heads", "num_heads", default=1)
     head_width = value("head_dim", default=d_model // n_heads)
     gated = "rms_norm_eps" in values  # the family of Llama has both
     activation = value("hidden_activation", "hidden_act", "activation_function", default="")
-    fused = gated and activation in ("silu", "swish")
+    family, capped = values.get("model_type"), value("attn_logit_softcapping") > 0
+    fused = gated and activation in ("silu", "swish") and family not in JOINED
+    d_ff = value("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * d_model)
+    routes = value("num_experts", "num_local_experts", "n_routed_experts") > 0
+    d_expert = value("moe_intermediate_size", default=d_ff)
+    shared = value("n_shared_experts") * d_expert
+    if family in STATE_SPACES:
+        gated = fused = False
+        n_heads = head_width = 0
     return Shape(
         custom=False,
         n_layers=value("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -106,7 +134,7 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
         n_heads=n_heads,
         attention_width=n_heads * head_width,
         key_value_width=value("num_key_value_heads", default=n_heads) * head_width,
-        d_ff=value("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * d_model),
+        d_ff=value("shared_expert_intermediate_size", default=shared) if routes else d_ff,
         vocab_size=value("vocab_size"),
         gated=gated,
         root_mean_square=gated,
@@ -115,6 +143,12 @@ def shape_of(architecture: Mapping[str, Any]) -> Shape:
         kept_feed_forward=2 if fused else 4 if gated else 5 if activation == "gelu_new" else 2,
         dropout=value("resid_pdrop", "hidden_dropout", default=0.0),
         attention_dropout=value("attn_pdrop", "attention_dropout", default=0.0),
+        written_out=capped or family in WRITTEN_OUT,
+        capped=capped,
+        n_routed=value("num_experts_per_tok", default=1) if routes else 0,
+        d_expert=d_expert if routes else 0,
+        state=value("state_size") if family in STATE_SPACES else 0,
+        measured=family in MEASURED,
     )
 
 
@@ -125,7 +159,7 @@ class Estimate:
     libraries: code that the first update loads. allocator: memory between tensors that cannot be used. copies: tensors
     of a checkpoint that is written beside the training. disk: checkpoints and log at the end; disk_peak: while one more
     is written than is kept. seconds: training, evaluations and samples. epochs: None where the text's length is not
-    known.
+    known. at_least: whether it may be more memory, of a model whose activations were never measured.
     """
 
     n_parameters: int
@@ -145,6 +179,7 @@ class Estimate:
     epochs: float | None
     flops_per_step: float
     seconds: float
+    at_least: bool = False
 
 
 def estimate(
@@ -199,6 +234,7 @@ def estimate(
         seconds=steps * flops_per_step * (4 / 3 if config.activation_checkpointing else 1) / speed
         + evaluation_flops(config, flops_per_token, n_val, steps) / speed
         + sampled_tokens(config, steps) * shape.n_layers * SECONDS_PER_SAMPLED_TOKEN_AND_LAYER,
+        at_least=not shape.measured,
     )
 
 
@@ -228,7 +264,8 @@ def activation_bytes(shape: Shape, config: TrainingConfig, precision: str, devic
     loss = head_bytes(shape, B * T, width)
     # The gradients of the head, which comes first, of the residual, and of the widest activation, and a factor of that
     # but in the lab's own feed-forward, which multiplies in place.
-    moment = FLOAT * shape.head + residual + (1 if shape.custom else 2) * width * B * T * shape.d_ff
+    widest = max(shape.d_ff, shape.n_routed * shape.d_expert, shape.state * shape.d_ff)
+    moment = FLOAT * shape.head + residual + (1 if shape.custom else 2) * width * B * T * widest
     if not config.activation_checkpointing:
         return shape.n_layers * block + copies + outside + max(loss, moment)
     inputs = shape.n_layers * residual + outside
@@ -240,7 +277,9 @@ def block_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
     N = B * T
     residual, narrow = FLOAT * N * shape.d_model, width * N * shape.d_model
     mask = dropout_mask_bytes(shape, N, width, device)
-    feed_forward = shape.kept_feed_forward * width * N * shape.d_ff
+    feed_forward = shape.kept_feed_forward * width * N * shape.d_ff + routed_bytes(shape, N)
+    if shape.state:
+        return 2 * (residual + narrow) + state_space_bytes(shape, N, width)
     if shape.fused:  # each norm keeps its input, a factor for every token, and the output that products share
         return 2 * (residual + FLOAT * N + narrow) + attention_bytes(shape, B, T, width, device) + feed_forward
     # Of each norm: its input, the mean and deviation of every token, what transformers makes on the way, and the output,
@@ -248,6 +287,18 @@ def block_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
     norms = 2 * (residual * (2 if shape.root_mean_square else 1) + 2 * FLOAT * N)
     norms += narrow * (5 if shape.gated and width < FLOAT else 2)
     return norms + attention_bytes(shape, B, T, width, device) + feed_forward + 2 * mask
+
+
+def routed_bytes(shape: Shape, N: int) -> int:
+    """What experts keep, in fp32 in every precision: vectors in and out, both inner products, and what becomes of them."""
+    return FLOAT * N * shape.n_routed * (2 * shape.d_model + 4 * shape.d_expert)
+
+
+def state_space_bytes(shape: Shape, N: int, width: int) -> int:
+    """What a state-space layer (Gu and Dao 2023) keeps: the states of all tokens, what goes into each and what stays of
+    the one before, and what is as wide as F."""
+    states = (3 * FLOAT + (width if width < FLOAT else 0)) * N * shape.d_ff * shape.state
+    return states + 10 * width * N * shape.d_ff
 
 
 def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> int:
@@ -263,6 +314,9 @@ def attention_bytes(shape: Shape, B: int, T: int, width: int, device: str) -> in
         looked = width * B * H * scores
     if not shape.custom:
         held_whole = 3 * FLOAT * B * H * T * T if shape.attention_dropout else 0  # scores, mask and their product
+        if shape.written_out and not held_whole:  # what the softmax gives in fp32, and its copy for the product
+            rounded = width if width < FLOAT else 0
+            looked, held_whole = 0, (FLOAT + rounded + (width if shape.capped else 0)) * B * H * T * T
         return 2 * queries + 2 * keys + looked + held_whole
     projected = 3 * queries + 2 * width * 2 * B * H * T  # with the mean and deviation of every query and key
     # Queries and keys turned; the output in order, and by the fused kernel as it was made, too.

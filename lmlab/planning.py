@@ -45,9 +45,10 @@ class Plan:
     def __str__(self) -> str:
         e = self.estimate
         tokens = f"{e.tokens:,} tokens" + (f" ({epochs(e.epochs)})" if e.epochs is not None else "")
+        amount = "at least" if e.at_least else "about"
         of_each = f" in each of {self.n_processes} processes" if self.n_processes > 1 else ""
         line = (
-            f"plan: {count(e.n_parameters)} parameters, {tokens}, about {size(e.memory)} of memory{of_each}, "
+            f"plan: {count(e.n_parameters)} parameters, {tokens}, {amount} {size(e.memory)} of memory{of_each}, "
             f"{duration(e.seconds)}, {size(e.disk)} on disk"
         )
         problem = beyond(e.memory, self.machine_memory, "the machine" if self.n_processes == 1 else "each process")
@@ -121,6 +122,7 @@ class Report:
         if config.gradient_accumulation_steps > 1:
             windows = f"{config.gradient_accumulation_steps} × {windows}"
         seen = "" if e.epochs is None else f", {epochs(e.epochs)}"
+        amount = "at least" if e.at_least else "about"
         in_turn = " in turn with gradients" if config.gradient_accumulation_steps == 1 else ""
         return {
             "config hash": config.config_hash,
@@ -129,7 +131,7 @@ class Report:
             "data": "{path}: {n_train:,} tokens to train on, {n_val:,} to validate on".format_map(self.data),
             "batches": f"{windows} = {e.tokens // config.max_steps:,} tokens an update",
             "steps": f"{config.max_steps:,} updates, {e.tokens:,} tokens{seen}",
-            "memory": f"about {size(e.memory)} at the peak: weights {size(e.weights)}, gradients {size(e.gradients)}, "
+            "memory": f"{amount} {size(e.memory)} at the peak: weights {size(e.weights)}, gradients {size(e.gradients)}, "
             f"optimizer {size(e.optimizer)}, activations {size(e.activations)}{in_turn}"
             + (f", libraries {size(e.libraries)}, allocator {size(e.allocator)}" if e.libraries else "")
             + (f", a checkpoint's copy {size(e.copies)}" if e.copies else ""),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import CONFIGS, VOCABULARY
 
-from lmlab import checkpoint, devices, lab, memory, transformer
+from lmlab import checkpoint, devices, lab, memory, planning, transformer
 from lmlab.adapters import head
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
@@ -71,7 +71,7 @@ def imported(model_type: str, **changes: Any) -> BaseAdapter:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-    values = {**CONFIGS[model_type], "vocab_size": VOCABULARY, **ends, **changes}
+    values = {**CONFIGS.get(model_type, {}), "vocab_size": VOCABULARY, **ends, **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values), dtype=torch.float32)
     return adapter_for(model_type)(model)
 
@@ -108,6 +108,32 @@ def kept_for_backward(adapter: BaseAdapter, config: TrainingConfig, precision: s
     return sum(storage.nbytes() for storage in kept.values())
 
 
+WIDE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+OTHER_FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {**WIDE, "head_dim": 32},  # scores are capped
+    "mixtral": {**WIDE, "num_local_experts": 4},
+    "olmoe": {**WIDE, "num_experts": 8, "num_experts_per_tok": 2},
+    "bloom": {"hidden_size": 128, "n_layer": 3, "n_head": 4},  # scores are held whole
+    "gpt_neo": {
+        "hidden_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 512,
+        "attention_dropout": 0.0,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 6, "state_size": 16},
+    "phi3": {**WIDE, "num_hidden_layers": 6, "pad_token_id": 0},
+}
+
+
 def test_the_rules_that_the_terms_follow_are_those_of_the_code():
     assert memory.BLOCKWISE_KEYS == transformer.EXPLICIT_ATTENTION_KEYS
     assert memory.QUERIES_AT_ONCE == transformer.ATTENTION_BLOCK
@@ -129,14 +155,31 @@ def test_activations_of_the_custom_transformer(changes: dict[str, Any], precisio
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("max_seq_len", [128, 512])
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gpt2", *OTHER_FAMILIES])
 def test_activations_of_models_of_transformers(model_type: str, max_seq_len: int, precision: str):
     config = TrainingConfig(max_seq_len=max_seq_len, batch_size=4)
+    if model_type in OTHER_FAMILIES:
+        adapter = imported(model_type, **OTHER_FAMILIES[model_type])
+        kept, found = kept_for_backward(adapter, config, precision), estimate(adapter, config, precision)
+        assert found.activations == pytest.approx(kept, rel=0.25)
+        assert not found.at_least
+        return
     longest = {"n_positions" if model_type == "gpt2" else "max_position_embeddings": max_seq_len}
     wide = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}
     adapter = imported(model_type, **longest, **({} if model_type == "gpt2" else wide))
     kept = kept_for_backward(adapter, config, precision)
     assert estimate(adapter, config, precision).activations == pytest.approx(kept, rel=0.25)
+
+
+def test_of_a_family_that_was_never_measured_the_plan_says_the_least():
+    adapter = imported("mamba2", hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, n_groups=1, state_size=8)
+    config = TrainingConfig(max_seq_len=32, batch_size=4)
+    found = planning.estimate(adapter, config, torch.device("cpu"), None, 0)
+    assert found.at_least
+    assert ", at least " in str(planning.Plan(found, None))
+    for known in (custom(config), imported("llama")):
+        found = planning.estimate(known, config, torch.device("cpu"), None, 0)
+        assert ", about " in str(planning.Plan(found, None))
 
 
 def test_large_vocabularies_are_held_a_chunk_at_a_time():
