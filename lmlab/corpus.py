@@ -105,13 +105,12 @@ def load_text(data: str | Path | None = None, *, large: int = LARGE) -> Corpus |
         return load_storybook(data or STORYBOOK)
     path = find_file(data)
     with errors_named(path):
-        path = from_root(path)
-        files = stamps(files_of(path))
-        if sum(n_bytes for _, n_bytes, _ in files) > large:
-            return load_large(path, files)
-        pieces = list(read_pieces(path))
+        root = from_root(path)
+        if sum(n_bytes for _, n_bytes, _ in stamps(files_of(path))) > large:
+            return load_large(root, stamps(files_of(root)))
+        pieces = list(read_pieces(path))  # whose errors name it as it was given
     documents = ["".join(p.text for p in parts) for _, parts in itertools.groupby(pieces, lambda p: p.document)]
-    return Corpus(documents, str(path), sha256_bytes("\0".join(documents).encode()))
+    return Corpus(documents, str(root), sha256_bytes("\0".join(documents).encode()))
 
 
 def is_large(data: str | Path | None = None) -> bool:

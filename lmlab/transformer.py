@@ -424,7 +424,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model, bias=False)
-        self.float()  # whatever torch's default type is where the model is made
+        if self.norm.weight.dtype != torch.float32:  # torch's default type is another where the model is made
+            self.float()
         self.register_buffer("rotary_2TK", self._table(max_seq_len), persistent=False)
         self.rotary_2TK: Tensor
         self.initialise(seed)
