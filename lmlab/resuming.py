@@ -70,7 +70,7 @@ def read_checkpoint(where: str | Path, runs_dir: Path, read: Callable[[Checkpoin
         saved, passed_over = find_checkpoint(where, runs_dir)
         try:
             result = read(saved)
-        except LabError:
+        except (LabError, OSError, RuntimeError):  # the last of what torch maps
             if saved.folder.exists():
                 raise
             continue
