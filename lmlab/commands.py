@@ -42,9 +42,11 @@ def confirm(question: str, yes: bool) -> bool:
 @contextlib.contextmanager
 def warned_in_lines() -> Iterator[None]:
     """Print what the library warns of as lines on stderr, as errors are, without the place in the code."""
+    from lmlab.errors import LabWarning
     from lmlab.problems import escaped
 
     with warnings.catch_warnings():
+        warnings.simplefilter("always", LabWarning)
         warnings.showwarning = lambda message, *_: print(f"warning: {escaped(str(message))}", file=sys.stderr)
         yield
 

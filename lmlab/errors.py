@@ -18,6 +18,10 @@ class LabError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class LabWarning(UserWarning):
+    """What a user of lmlab is to know of something that went on all the same."""
+
+
 class UsageError(LabError):
     """What was asked for cannot be meant: arguments that contradict each other or the run they name."""
 

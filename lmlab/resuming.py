@@ -13,7 +13,7 @@ from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
-from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, LabWarning, RunError, UsageError
 from lmlab.files import is_locked
 from lmlab.places import absolute, expanded, home
 from lmlab.provenance import RUN_NAME
@@ -84,7 +84,7 @@ def warn_caller(messages: Sequence[str]) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("lmlab."):
         frame, level = frame.f_back, level + 1
     for message in messages:
-        warnings.warn(message, stacklevel=level)
+        warnings.warn(message, LabWarning, stacklevel=level)
 
 
 def is_of_a_run(path: Path) -> bool:

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def attempt(work: Callable[[], object], hostile: Path, outside: Path, seconds: i
 
 
 def in_child(work: Callable[[], object], hostile: Path) -> dict[str, Any]:
-    from lmlab.errors import LabError
+    from lmlab.errors import LabError, LabWarning
 
     alarms: list[str] = []
 
@@ -87,6 +88,7 @@ def in_child(work: Callable[[], object], hostile: Path) -> dict[str, Any]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the libraries say of it
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     told: dict[str, Any] = {"error": None, "raised": None}
+    warnings.simplefilter("ignore", LabWarning)  # it is for people, as an error's line is
     try:
         work()
     except LabError as error:
