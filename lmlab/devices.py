@@ -100,13 +100,17 @@ class Turns:
     """A lock for threads that take turns: who waits comes before who comes back. The one that has it may take it again."""
 
     def __init__(self) -> None:
-        self._queue, self._lock = threading.Lock(), threading.RLock()
-        self._owner, self._depth, self._process = 0, 0, os.getpid()
+        self._owner, self._depth = 0, 0
+        self._make()
+
+    def _make(self) -> None:
+        self._queue, self._lock, self._process = threading.Lock(), threading.Lock(), os.getpid()
 
     def __enter__(self) -> None:
-        if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]  # in a fork the thread that had it is gone
         if self._owner != threading.get_ident():
+            if self._process != os.getpid():
+                self._make()  # in a fork, where the thread that had it is gone
+                self._depth = 0
             with self._queue:
                 self._lock.acquire()
             self._owner = threading.get_ident()
@@ -129,8 +133,8 @@ def on_its_own() -> Iterator[None]:
     What a notebook has set does not count: gradients are on, autocast is off, and a tensor of no said type is fp32. Other
     threads that come here wait.
     """
-    dtype = torch.get_default_dtype()
     with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast():
+        dtype = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float32)
             yield
@@ -264,8 +268,7 @@ def seeded_random_state(seed: int, device: torch.device) -> dict[str, Tensor]:
 class RandomStream:
     """A run's own random numbers: inside `with stream:` the default generators are the run's, outside the caller's.
 
-    So two runs in one notebook, or a cell that draws numbers between two steps, do not move each other's masks. One of
-    several threads that draw waits for the others.
+    So two runs in one notebook, or a cell that draws numbers between two steps, do not move each other's masks.
     """
 
     def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
@@ -273,7 +276,6 @@ class RandomStream:
         self._outside: dict[str, Tensor] = {}
 
     def __enter__(self) -> RandomStream:
-        TURNS.__enter__()
         self._outside = random_state(self.device)
         set_random_state(self.state, self.device)
         return self
@@ -282,7 +284,6 @@ class RandomStream:
         if error is None:  # what was interrupted is done again, with the same numbers
             self.state = random_state(self.device)
         set_random_state(self._outside, self.device)
-        TURNS.__exit__()
 
 
 def synchronize(device: torch.device) -> None:

@@ -54,7 +54,7 @@ BEGINNING = (
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
 
 Given = Run | str | Path  # a run, itself or by its id or folder
-Source = Run | str | Path  # who writes and is looked at: a run, or a registered model by its name
+Source = Given  # who writes and is looked at: a run, or a registered model by its name
 
 
 def runs(runs_dir: str | Path | None = None) -> cards.Runs:

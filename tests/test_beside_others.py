@@ -73,6 +73,25 @@ def test_a_model_is_made_of_fp32_whatever_the_default() -> None:
     assert all(torch.equal(made[name], expected[name]) for name in expected)
 
 
+def test_threads_that_wait_leave_the_default_type_of_the_notebook() -> None:
+    started = threading.Event()
+
+    def wait() -> None:
+        started.set()
+        with devices.on_its_own():
+            assert torch.get_default_dtype() == torch.float32
+
+    with default_type(torch.float64):
+        with devices.on_its_own():
+            thread = threading.Thread(target=wait)
+            thread.start()
+            started.wait()
+            while not devices.TURNS._queue.locked():
+                pass
+        thread.join()
+        assert torch.get_default_dtype() == torch.float64
+
+
 def test_runs_in_several_threads_are_the_runs_alone(tmp_path: Path, corpus: Path) -> None:
     rates = (1e-3, 3e-3, 1e-2)
     alone = [losses(tmp_path, corpus, f"alone-{rate}", learning_rate=rate) for rate in rates]
