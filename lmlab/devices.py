@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import OutOfMemory, UsageError
-from lmlab.ranks import is_launched
+from lmlab.ranks import is_launched, is_spread
 
 WELL_ABOVE = 1.5  # rates are either two times apart or more, or bf16 is the slower one: noise does not cross this
 LONG_ENOUGH = 0.004  # seconds for which products are timed at least
 FEW_VECTORS = 2  # vectors whose product with a matrix torch's own kernels do sooner than oneDNN
+ALIGNMENT = 64  # bytes of which an address is a multiple where torch allocates memory
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # What torch, and the library of its products, say where there is none.
 NO_MEMORY = re.compile("can't allocate memory|DefaultCPUAllocator|could not create a memory")
@@ -148,6 +149,16 @@ def row_norms(x: Tensor) -> Tensor:
     On a processor torch adds up all squares in a few fp32 sums: of 100 million numbers the norm comes out 1 % too small.
     """
     return torch.linalg.vector_norm(x, dim=-1) if x.dim() > 1 and x.device.type == "cpu" else x
+
+
+def align(tensors: Iterable[Tensor]) -> None:
+    """Move what begins where torch would begin no tensor, as weights mapped from a file may, to where it would.
+
+    On a processor the last bits of a product with few rows, such as an expert's, depend on it. In place.
+    """
+    for x in tensors:
+        if x.device.type == "cpu" and not is_spread(x) and x.data_ptr() % ALIGNMENT:
+            x.data = x.data.clone()
 
 
 def product_type(x: Tensor) -> torch.dtype:

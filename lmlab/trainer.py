@@ -82,6 +82,7 @@ class Trainer:
         self.folder = absolute(folder) if folder is not None else None  # the current folder may change
         self.facts, self.listeners = facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
+        devices.align(self.model.parameters())
         self.world = ranks.join()
         self._use_precision(self.world.text(devices.resolve_precision(config.precision, self.device)))
         if self.device.type == "cpu":
