@@ -134,9 +134,10 @@ class Trainer:
         started = time.perf_counter()
         learning_rate = learning_rate_at(self.step + 1, self.config, self.decay_steps)
         set_learning_rate(self.optimizer, learning_rate)
-        with self.random, self._when_compiled():
-            loss = self._gradients(batch)
-        gradient_norm = self._clip()
+        with self._steps_kept():  # where memory runs out
+            with self.random, self._when_compiled():
+                loss = self._gradients(batch)
+            gradient_norm = self._clip()
         self._refuse_non_finite(loss, gradient_norm, batch)
         with signals.held():
             self.optimizer.step()
@@ -243,9 +244,12 @@ class Trainer:
             if self.step == 0 and self.folder is not None and ranks.may_restart() and self._last.get("checkpoint") != 0:
                 self.save_checkpoint()  # for those that torchrun starts again before the first cadence
             while not (self.finished or should_stop()):
-                batch = next(batches, None)
-                if batch is None:
-                    raise UsageError(f"the training batches end after step {self.step}; give fit an endless DataLoader")
+                with self._steps_kept():
+                    batch = next(batches, None)
+                    if batch is None:
+                        raise UsageError(
+                            f"the training batches end after step {self.step}; give fit an endless DataLoader"
+                        )
                 self.training_step(batch)
             status = self._end()
         except DivergedError:
@@ -291,13 +295,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _steps_kept(self) -> Iterator[None]:
-        """Save the steps that were made before an error of what only looks at the model ends the run."""
+        """Save the steps that were made, if any were, before an error of what does not change the weights ends the run."""
         try:
             yield
         except DivergedError:  # the weights are damaged
             raise
         except Exception:  # of a hook, or of too little memory; alone, as the others do not know of it
-            if self.folder is not None and self.world.alone and self._last.get("checkpoint") != self.step:
+            if self.folder is not None and self.world.alone and self._last.get("checkpoint", 0) != self.step:
                 try:
                     self.save_checkpoint()
                 except LabError as error:  # what came first is what the user is to read

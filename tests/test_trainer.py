@@ -312,6 +312,28 @@ def test_what_ends_a_run_badly_is_logged_and_raised() -> None:
     assert told[-1]["status"] == "failed"
 
 
+@pytest.mark.parametrize("given", [2, 0])
+def test_too_little_memory_and_too_few_batches_cost_no_step(
+    given: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make(folder=tmp_path / "few")
+    with pytest.raises(UsageError, match="the training batches end"):
+        trainer.fit([next(iter(loader()))] * given)
+    trainer, _ = make(folder=tmp_path / "memory")
+
+    def loss(*arguments: Any) -> Tensor:
+        if trainer.step == given:
+            raise torch.OutOfMemoryError("no room")
+        return real(*arguments)
+
+    real = trainer.model.forward
+    monkeypatch.setattr(trainer.model, "forward", loss)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.fit(loader())
+    for folder in (tmp_path / "few", tmp_path / "memory"):
+        assert checkpoint.steps(folder / "checkpoints") == ([given] if given else [])  # nothing was done
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval_cadence is set, .* give the Trainer a val_dataloader"):
         make(config=config(eval_cadence=2), val_dataloader=None)[0].fit(loader())
