@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.entries import Entry
+from lmlab.errors import LabError
 from lmlab.events import Event, number, parse_line
-from lmlab.files import is_there, read_json, tree_size
+from lmlab.files import is_there, read_object, tree_size
 from lmlab.registry import Registry
 from lmlab.words import count, one_line, size, text_table
 
@@ -173,12 +174,9 @@ def file_facts(folder: Path, entry: Entry) -> list[tuple[str, str]]:
 def read_small_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none that can be read."""
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            return {}
-        value = read_json(path)
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, LabError, LARGEST_CONFIG)
+    except LabError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def run_facts(runs_dir: Path, run_id: str, step: int | None) -> str:

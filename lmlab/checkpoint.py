@@ -30,6 +30,7 @@ from lmlab.files import (
     move_folder,
     new_folder_beside,
     read_json,
+    read_object,
     remove_tree,
     sha256_bytes,
     sha256_file,
@@ -324,13 +325,8 @@ def load(folder: Path | str) -> Checkpoint:
 
 def opened(folder: Path) -> Checkpoint:
     """The checkpoint in a folder that has been verified. Raises CheckpointError."""
-    try:
-        state = read_json(folder / "state.json")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or folder}: {describe_os_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'state.json'} is damaged: it is not JSON") from error
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+    state = read_object(folder / "state.json", CheckpointError)
+    if not isinstance(state.get("step"), int):
         raise CheckpointError(f"{folder / 'state.json'} is no state of a run: it names no step")
     return Checkpoint(absolute(folder), state)
 

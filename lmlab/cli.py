@@ -163,13 +163,12 @@ def train_on(options: argparse.Namespace) -> int:
 
 def train_new(options: argparse.Namespace) -> int:
     """A new run, after a line that says what is to come."""
-    from lmlab.config import TrainingConfig
+    from lmlab.config import read_config
 
-    config = TrainingConfig.from_yaml(options.config) if options.config is not None else TrainingConfig()
     overrides = commands.settings(options)
     if options.model_name is not None:
         overrides["model_name"] = options.model_name
-    config = config.updated(**overrides) if overrides else config
+    config = read_config(options.config, **overrides)
     from lmlab import lab
     from lmlab.console import Console
 

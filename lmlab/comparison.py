@@ -94,12 +94,6 @@ class Difference:
         """The first common step at which the training losses differ, or None where they never do."""
         return self.losses["loss"].first_step
 
-    @property
-    def final_difference(self) -> float:
-        """Validation loss (training loss where none is common) of the second run minus the first's, nats per token."""
-        chosen = "val_loss" if self.losses["val_loss"].common else "loss"
-        return self.losses[chosen].difference
-
     def sections(self) -> dict[str, dict[str, Pair]]:
         """What differs, by section, in the order to show it; empty sections are there, too."""
         return {
@@ -114,11 +108,6 @@ class Difference:
                 lines.append(f"  {name}: the same")
             lines += [f"  {name}: {key}: {first!r} -> {second!r}" for key, (first, second) in pairs.items()]
         return "\n".join([*lines, *(f"  {parting}" for parting in self.losses.values())])
-
-
-def diff(a: History, b: History) -> Difference:
-    """What two runs differ in."""
-    return Difference.between(a, b)
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
@@ -276,7 +265,7 @@ def check_completed(runs: Iterable[History]) -> None:
             )
 
 
-def smallest_difference(runs: Sequence[History], name: str = "val_loss") -> float:
+def smallest_difference(runs: Sequence[History]) -> float:
     """The smallest difference between two single runs that is worth believing, from runs that differ in the seed alone.
 
     With the deviation s of n final losses, two runs of one config differ by less than t · s · √2 in 95 % of cases,
@@ -284,9 +273,9 @@ def smallest_difference(runs: Sequence[History], name: str = "val_loss") -> floa
     and for one that is not completed.
     """
     check_completed(runs)
-    finals = np.array([value for run in runs if (value := final_loss(run, name)) is not None and math.isfinite(value)])
+    finals = np.array([value for run in runs if (value := final_loss(run)) is not None and math.isfinite(value)])
     if len(finals) < 2:
-        raise UsageError(f"the noise of {name} needs two runs that logged it, {len(finals)} did; give more seeds")
+        raise UsageError(f"the noise of val_loss needs two runs that logged it, {len(finals)} did; give more seeds")
     freedom = len(finals) - 1
     quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
     return float(quantile * finals.std(ddof=1) * math.sqrt(2))

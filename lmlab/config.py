@@ -383,6 +383,18 @@ class TrainingConfig(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+ConfigLike = TrainingConfig | Mapping[str, Any] | str | Path | None
+
+
+def read_config(config: ConfigLike = None, **overrides: Any) -> TrainingConfig:
+    """A config from a file, plain values or nothing (the defaults), with `overrides` on top. Raises ConfigError."""
+    if isinstance(config, str | Path):
+        config = TrainingConfig.from_yaml(config)
+    elif not isinstance(config, TrainingConfig):
+        config = TrainingConfig.from_dict(config or {})
+    return config.updated(**overrides)
+
+
 def group_fields(group: str) -> dict[str, FieldInfo]:
     """The fields of one of GROUPS by name, in the order in which they are declared."""
     return {

@@ -21,10 +21,11 @@ from lmlab import storybook
 from lmlab.adapters.base import BaseAdapter
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus, is_storybook, storybook_characters
-from lmlab.data import IGNORED, Batch, DataLoader, own_rows
+from lmlab.data import IGNORED, DataLoader, own_rows
 from lmlab.devices import autocast
 from lmlab.events import parse_line
 from lmlab.history import as_mapping
+from lmlab.memory import evaluated_tokens
 from lmlab.modes import in_mode
 from lmlab.ranks import ALONE, World
 from lmlab.record import LOG
@@ -62,11 +63,6 @@ class Evaluation:
         return self.total < floor_total - LEAK_NATS
 
 
-def batches_of(loader: DataLoader, max_batches: int | None) -> list[Batch] | itertools.islice[Batch]:
-    """The first `max_batches` batches of a loader, all where it is None."""
-    return itertools.islice(loader, max_batches)
-
-
 def count_bytes(loader: DataLoader, tokenizer: Tokenizer | None, max_batches: int | None) -> int:
     """UTF-8 bytes of the text of the targets that an evaluation counts; without a tokenizer, one byte a token.
 
@@ -74,7 +70,7 @@ def count_bytes(loader: DataLoader, tokenizer: Tokenizer | None, max_batches: in
     They are decoded a million at a time, so that a long split needs no memory; where a border parts the tokens of one
     character, it counts a few bytes too many.
     """
-    counted = (batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches_of(loader, max_batches))
+    counted = (batch.targets_BT[batch.targets_BT != IGNORED] for batch in itertools.islice(loader, max_batches))
     if tokenizer is None:
         return sum(map(len, counted))
     end, begin = (-1 if mark is None else mark for mark in (tokenizer.end_of_text_id, tokenizer.begin_of_text_id))
@@ -104,7 +100,7 @@ def evaluate(
     """
     own_total, n_tokens = 0.0, 0
     with in_mode(adapter, training=False):
-        for batch in batches_of(loader, max_batches):
+        for batch in itertools.islice(loader, max_batches):
             inputs_BT, targets_BT = own_rows(batch.inputs_BT.to(device), batch.targets_BT.to(device), world)
             with autocast(precision, device):
                 own_total += float(adapter(inputs_BT, targets_BT, "sum"))
@@ -123,23 +119,16 @@ def token_losses(adapter: BaseAdapter, inputs_BT: Tensor, targets_BT: Tensor) ->
     return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
 
 
-def losses_by_position(adapter: BaseAdapter, loader: DataLoader, max_batches: int | None = None) -> Tensor:
+def losses_by_position(adapter: BaseAdapter, loader: DataLoader) -> Tensor:
     """Mean loss at every position of the window in nats, losses_T: how much more context helps."""
     total_T = torch.zeros(loader.dataset.max_seq_len, dtype=torch.float64)
     count_T = torch.zeros_like(total_T)
     device = next(adapter.parameters()).device
-    for batch in batches_of(loader, max_batches):
+    for batch in loader:
         losses_BT = token_losses(adapter, batch.inputs_BT.to(device), batch.targets_BT.to(device)).cpu()
         total_T += losses_BT.double().sum(dim=0)
         count_T += (batch.targets_BT != IGNORED).sum(dim=0)
     return total_T / count_T
-
-
-def evaluated_tokens(config: TrainingConfig, n_val: int) -> int:
-    """About how many of a validation split's tokens an evaluation counts: those of `eval_batches`, or all."""
-    if config.eval_batches is None:
-        return n_val
-    return min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
 
 
 def floor_of(

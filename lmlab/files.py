@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
-CHUNK = 1 << 20
+LARGEST_JSON = 32 << 20  # bytes of a config, a state or an index
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -268,6 +268,11 @@ def tree_size(path: Path | str) -> int:
     return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_symlink() or entry.is_file())
 
 
+def free_space(folder: Path) -> int:
+    """The bytes that are free on the disk where a folder is, or is to be made."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
+
+
 def dump_json(value: Any) -> bytes:
     """`value` as indented JSON with a newline at its end, ready for `write_atomic`. NaN is refused (ValueError).
 
@@ -280,8 +285,26 @@ def dump_json(value: Any) -> bytes:
 
 
 def read_json(path: Path | str) -> Any:
-    """The value in a JSON file. Raises OSError, or ValueError where it is not JSON in UTF-8."""
-    return json.loads(Path(path).read_bytes().decode("utf-8"))
+    """The value in a JSON file. Raises OSError, or ValueError where it is not JSON in UTF-8, or nested beyond reading."""
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+
+
+def read_object(path: Path, error_type: type[Exception], largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """The object in a JSON file of bounded size. Raises `error_type` naming the file."""
+    try:
+        if path.stat().st_size > largest:
+            raise error_type(f"{path} is larger than {largest >> 20} MB: it is no such file")
+        values = read_json(path)
+    except OSError as error:
+        raise error_type(f"cannot read {path}: {describe_os_error(error)}") from error
+    except ValueError as error:
+        raise error_type(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(values, dict):
+        raise error_type(f"{path} is damaged: it holds no object")
+    return values
 
 
 def describe_os_error(error: OSError) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import words
-from lmlab.config import GROUPS, TrainingConfig
+from lmlab.config import GROUPS, ConfigLike, TrainingConfig, read_config
 from lmlab.errors import LabError, RegistryError, UsageError
 from lmlab.faces import Face
-from lmlab.lab import ConfigLike, Run, read_config
+from lmlab.lab import Run
 from lmlab.launching import launch
 from lmlab.record import Record
 from lmlab.registry import Registry

@@ -105,7 +105,6 @@ class History:
         self._step_before = 0
         self._tokens_before = 0
         self.tokens_per_step = 0  # of the last start, see `tokens_of_a_step`
-        self._resume_at: int | None = None
 
     def add(self, event: Event) -> None:
         """Take one event in, of whatever shape; what is not understood is passed over."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lmlab.adapters.base import BaseAdapter
 from lmlab.devices import row_norms
 from lmlab.errors import ConfigError, UsageError
 from lmlab.modes import in_mode
@@ -27,15 +28,6 @@ MEASURED_WINDOWS = 4  # windows of the batch that a hook looks at
 TAKEN = ("event", "run_id", "time", "step", "name")  # what a `hook` event says by itself
 
 
-class Model(Protocol):
-    """What a hook may ask of a model: an adapter has it."""
-
-    model: nn.Module
-
-    def hidden_states(self, ids_BT: Tensor) -> list[Tensor]: ...
-    def attentions(self, ids_BT: Tensor) -> list[Tensor]: ...
-
-
 class Hook(ABC):
     """One measurement. Subclass it, give it a `name` of its own, and add it to HOOKS."""
 
@@ -43,7 +35,7 @@ class Hook(ABC):
     reads = ""  # the method of a model that shows what is measured, tried when a run is built; "" for none
 
     @abstractmethod
-    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+    def measure(self, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
         """Values for a `hook` event, by names that are not in TAKEN: text, numbers, arrays, tensors, lists and mappings of
         them. The model is in evaluation mode, without gradients."""
 
@@ -54,7 +46,7 @@ class ActivationStats(Hook):
     name = "activation_stats"
     reads = "hidden_states"
 
-    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+    def measure(self, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
         states = [x_BTD.float() for x_BTD in model.hidden_states(inputs_BT)]
         return {
             "mean": [float(x_BTD.mean()) for x_BTD in states],
@@ -69,7 +61,7 @@ class AttentionEntropy(Hook):
     name = "attention_entropy"
     reads = "attentions"
 
-    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+    def measure(self, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
         entropies_H = []
         for probabilities_BHTT in model.attentions(inputs_BT):
             entropy_BHT = torch.special.entr(probabilities_BHTT.float()).sum(dim=-1)
@@ -82,7 +74,7 @@ class WeightNorms(Hook):
 
     name = "weight_norms"
 
-    def measure(self, model: Model, inputs_BT: Tensor) -> dict[str, Any]:
+    def measure(self, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
         return {
             "norms": {
                 name: float(whole(row_norms(p.detach().float()).norm())) for name, p in model.model.named_parameters()
@@ -115,7 +107,7 @@ def activate(names: Sequence[str]) -> list[ActiveHook]:
 
 
 @torch.no_grad()
-def try_on(hooks: Sequence[ActiveHook], model: Any) -> None:
+def try_on(hooks: Sequence[ActiveHook], model: BaseAdapter) -> None:
     """Ask a model with a few tokens for what hooks read of it. Raises ConfigError where it does not show that."""
     inputs_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
     with in_mode(model, training=False):
@@ -124,7 +116,7 @@ def try_on(hooks: Sequence[ActiveHook], model: Any) -> None:
 
 
 @torch.no_grad()
-def measure(active: ActiveHook, model: Any, inputs_BT: Tensor) -> dict[str, Any]:
+def measure(active: ActiveHook, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
     """One measurement on the first windows of a batch, as the log holds it; the model is left in the mode it was in.
 
     Raises UsageError where an event cannot hold what the hook returned.

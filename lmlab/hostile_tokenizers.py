@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import TokenizerError
-from lmlab.files import describe_os_error, read_json, stays_in
+from lmlab.files import read_object, stays_in
 
 READ_BY_NAME = re.compile(r".*_(files?|spm|path|dir)|(.*_)?vocab|merges")  # settings that transformers opens as a file
 NEVER_OPENED = ("name_or_path", "_name_or_path")  # where its author had it, written over when it is loaded
@@ -25,14 +25,7 @@ def refuse_hostile(folder: Path) -> None:
     """Raise TokenizerError where a folder would have transformers run code, or read or write elsewhere."""
     refuse_links_away(folder)
     for path in (folder / "config.json", folder / "tokenizer_config.json", folder / SPECIAL_TOKENS_MAP):
-        try:
-            values = read_json(path) if path.exists() else {}
-        except OSError as error:
-            raise TokenizerError(f"cannot read {path}: {describe_os_error(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{path} is damaged: it is not JSON") from error
-        if not isinstance(values, dict):
-            raise TokenizerError(f"{path} is damaged: it holds no object")
+        values = read_object(path, TokenizerError) if path.exists() else {}
         if "auto_map" in values:
             raise TokenizerError(f"{path} names code of its own (auto_map), and none is run; use another tokenizer")
         for key in values if path.name == SPECIAL_TOKENS_MAP else ():

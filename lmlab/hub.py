@@ -147,7 +147,7 @@ def read_marker(folder: Path) -> Any:
     """Which model an import's folder is for; None where it is none."""
     try:
         return read_json(folder / MARKER)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from lmlab.errors import HubError
-from lmlab.files import describe_os_error, sha256_file
+from lmlab.files import describe_os_error, free_space, sha256_file
 from lmlab.words import one_line, size
 
 WEB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -247,11 +247,7 @@ def refuse(error: Exception, model_id: str, revision: str | None, file: str | No
 
 def need_space(folder: Path, n_bytes: int, what: str) -> None:
     """Raise HubError where the disk of `folder` has no room for `n_bytes` and a margin."""
-    import shutil
-
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     if n_bytes + (64 << 20) > free:
         raise HubError(
             f"{what} needs {size(n_bytes)}, the disk has {size(free)} free; free some space, or choose another --models-dir"

@@ -18,12 +18,13 @@ import torch
 from lmlab import checkpoint, devices, loading, parallel, provenance, ranks
 from lmlab.adapters.base import BaseAdapter
 from lmlab.checkpoint import Checkpoint
-from lmlab.config import TrainingConfig
+from lmlab.config import ConfigLike, TrainingConfig, read_config
 from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
 from lmlab.entries import Entry, check_name
 from lmlab.errors import ConfigError, RegistryError, RunError, TokenizerError, UsageError
-from lmlab.evaluate import evaluated_tokens, floor_of, seen_before
+from lmlab.evaluate import floor_of, seen_before
 from lmlab.events import now
+from lmlab.memory import evaluated_tokens
 from lmlab.optim import create_optimizer
 from lmlab.places import find_models_dir, find_runs_dir
 from lmlab.record import Record, is_blank
@@ -46,17 +47,6 @@ from lmlab.trainer import Listener, Trainer, facts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ConfigLike = TrainingConfig | Mapping[str, Any] | str | Path | None
-
-
-def read_config(config: ConfigLike = None, **overrides: Any) -> TrainingConfig:
-    """A config from a file, plain values or nothing (the defaults), with `overrides` on top. Raises ConfigError."""
-    if isinstance(config, str | Path):
-        config = TrainingConfig.from_yaml(config)
-    elif not isinstance(config, TrainingConfig):
-        config = TrainingConfig.from_dict(config or {})
-    return config.updated(**overrides) if overrides else config
 
 
 def build(

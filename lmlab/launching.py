@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from lmlab import plain_yaml
-from lmlab.config import TrainingConfig
+from lmlab.config import ConfigLike, TrainingConfig, read_config
 from lmlab.errors import RunError, UsageError
-from lmlab.lab import ConfigLike, Run, new_run_folder, read_config
+from lmlab.lab import Run, new_run_folder
 from lmlab.places import find_file, find_runs_dir
 from lmlab.record import LOG, find_run, left_by_launch
 from lmlab.session import disk_errors

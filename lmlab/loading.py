@@ -15,7 +15,7 @@ from lmlab.corpus import Corpus, LargeCorpus
 from lmlab.devices import on_its_own, pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
-from lmlab.files import describe_os_error, read_json
+from lmlab.files import read_object
 from lmlab.places import find_file
 from lmlab.registry import Registry
 from lmlab.tokenizers import CharTokenizer, Tokenizer
@@ -26,14 +26,7 @@ from lmlab.words import one_line
 @on_its_own()
 def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
     """The model in a folder with `config.json` and `model.safetensors`. Raises CheckpointError."""
-    path = Path(folder) / "config.json"
-    try:
-        architecture = read_json(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
-    model_type = architecture.get("model_type") if isinstance(architecture, dict) else None
+    model_type = read_object(Path(folder) / "config.json", CheckpointError).get("model_type")
     if model_type == CustomTransformerAdapter.architecture_type:
         return CustomTransformerAdapter.load(Path(folder), dtype)
     from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds

@@ -371,10 +371,14 @@ def evaluation_flops(config: TrainingConfig, flops_per_token: float, n_val: int,
     """Forward passes, a third of a training step's arithmetic, over the validation split at every evaluation."""
     if config.eval_cadence is None:
         return 0.0
-    tokens = n_val
-    if config.eval_batches is not None:
-        tokens = min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
-    return flops_per_token / 3 * tokens * (1 + -(-steps // config.eval_cadence))
+    return flops_per_token / 3 * evaluated_tokens(config, n_val) * (1 + -(-steps // config.eval_cadence))
+
+
+def evaluated_tokens(config: TrainingConfig, n_val: int) -> int:
+    """About how many of a validation split's tokens an evaluation counts: those of `eval_batches`, or all."""
+    if config.eval_batches is None:
+        return n_val
+    return min(n_val, config.eval_batches * config.batch_size * config.max_seq_len)
 
 
 def sampled_tokens(config: TrainingConfig, steps: int) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmlab import gguf_header, plain_yaml
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
-from lmlab.files import describe_os_error, dump_json, read_json, stays_in, write_atomic
+from lmlab.files import describe_os_error, dump_json, read_json, read_object, stays_in, write_atomic
 from lmlab.hostile_tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 from lmlab.words import one_line
 
@@ -274,7 +274,7 @@ def disarm(folder: Path) -> list[str]:
         if path.exists():
             try:
                 values = read_json(path)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise HubError(f"{name} is no JSON; choose another model or revision") from error
             safe = harmless(values)
             if name == "tokenizer_config.json":
@@ -318,9 +318,7 @@ def without_folder(error: Exception, folder: Path) -> str:
 
 def architecture(folder: Path) -> dict[str, Any]:
     """The values of a folder's config. Raises CheckpointError."""
-    from lmlab.adapters.pretrained import read_object
-
-    return read_object(folder / CONFIG)
+    return read_object(folder / CONFIG, CheckpointError)
 
 
 def try_forward(adapter: BaseAdapter, what: str) -> None:

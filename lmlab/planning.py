@@ -5,7 +5,6 @@ B batch, T time.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from lmlab import devices, hooks, lab, loading, memory, parallel
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
-from lmlab.config import TrainingConfig
+from lmlab.config import TrainingConfig, read_config
 from lmlab.corpus import is_large
 from lmlab.data import load_text, split_corpus
 from lmlab.errors import TokenizerError, UsageError
+from lmlab.files import free_space
 from lmlab.memory import Estimate
 from lmlab.places import find_file, find_runs_dir
 from lmlab.registry import Registry
@@ -159,8 +159,7 @@ def check_config(
     """
     if world_size is None and (strategy, device_name) != (None, None):
         raise UsageError("--strategy and --device are of a plan for several processes; give --world-size, too")
-    config = TrainingConfig.from_yaml(path)
-    config = config.updated(**overrides) if overrides else config
+    config = read_config(path, **overrides)
     hooks.activate(config.hooks)
     if config.model_name is not None:
         Registry(models_dir).path(config.model_name)
@@ -270,10 +269,8 @@ def beyond(needed: int, available: int | None, whose: str = "the machine") -> st
 
 def disk_warning(found: Estimate) -> str:
     """A warning where the disk will not do for the checkpoints."""
-    folder = find_runs_dir().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    folder = find_runs_dir()
+    free = free_space(folder)
     if found.disk_peak <= free:
         return ""
     return (

@@ -11,7 +11,9 @@ import torch
 
 from lmlab import checkpoint, events, lab
 from lmlab.checkpoint import Checkpoint
+from lmlab.config import ConfigLike, read_config
 from lmlab.errors import UsageError
+from lmlab.files import sha256_bytes
 
 TIMINGS = {"time", "run_id", "path", "seconds", "tokens_per_second", "flops_utilization"}
 
@@ -42,7 +44,7 @@ class Proof:
 
 
 def verify_resume(
-    config: lab.ConfigLike = None,
+    config: ConfigLike = None,
     data: str | Path | None = None,
     *,
     steps: int = 10,
@@ -60,7 +62,7 @@ def verify_resume(
         raise UsageError(f"{steps} steps cannot be interrupted and gone on with; train 2 or more")
     if not 0 < at < steps:
         raise UsageError(f"cannot interrupt {steps} steps after step {at}; choose a step from 1 to {steps - 1}")
-    resolved = lab.read_config(config, **overrides)
+    resolved = read_config(config, **overrides)
     seed = resolved.seed if resolved.seed is not None else 0
     decay = resolved.lr_decay_steps or resolved.max_steps
     resolved = resolved.updated(
@@ -128,7 +130,6 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def fingerprint(saved: Checkpoint) -> str:
     """The first digits of one hash over the saved tensor files."""
-    from lmlab.files import sha256_bytes, sha256_file
-
-    parts = (sha256_file(saved.folder / f"{part}.safetensors") for part in ("model", "optimizer", "rng"))
+    listed = checkpoint.read_manifest(saved.folder)
+    parts = (listed[f"{part}.safetensors"][1] for part in ("model", "optimizer", "rng"))
     return sha256_bytes("".join(parts).encode())[:16]

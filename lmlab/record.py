@@ -182,7 +182,7 @@ class Record(History):
     def _remarks(self) -> dict[str, Any]:
         try:
             return as_mapping(read_json(self.folder / REMARKS))
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return {}
 
     def _remark(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -197,7 +197,7 @@ class Record(History):
                 write_atomic(path, dump_json(change(remarks)))
         except OSError as error:
             raise RunError(f"cannot write {path}: {describe_os_error(error)}; check the folder") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(f"{path} does not hold notes and tags as they are kept; mend it, or delete it") from error
 
 

@@ -325,7 +325,7 @@ class Registry:
             raise RegistryError(
                 f"cannot read {self.file}: {describe_os_error(error)}; check its permissions"
             ) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise self._unreadable(str(error).splitlines()[0]) from error
         if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
             raise self._unreadable("it holds no models")

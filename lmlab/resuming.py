@@ -181,7 +181,7 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | No
     if branch is None:  # a decay that is left open ends where it did
         changes = {name: value for name, value in changes.items() if (name, value) != ("lr_decay_steps", None)}
         changes.pop("seed", None)
-    return own.updated(**changes) if changes else own
+    return own.updated(**changes)
 
 
 def altered_tokenizer(saved: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lmlab import lab, storybook, words
 from lmlab.comparison import check_completed, final_loss
-from lmlab.config import TrainingConfig
+from lmlab.config import ConfigLike, TrainingConfig
 from lmlab.data import IGNORED, DataLoader, load_text
 from lmlab.errors import UsageError
 from lmlab.evaluate import losses_by_position
@@ -26,6 +26,7 @@ from lmlab.lab import Run
 from lmlab.study import Given, read_now, whole_sweep
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import floors
+from lmlab.views.figure import figure_html
 from lmlab.views.html import View
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Positions:
         return floors.positions_figure(self.losses_T, self.floors_T)
 
     def _repr_html_(self) -> str:
-        return floors.shown(self.figure())
+        return figure_html(self.figure())
 
     def __repr__(self) -> str:
         third = max(len(self.losses_T) // 3, 1)
@@ -203,7 +204,7 @@ class Scaling:
         return floors.power_law_figure(self.flops, self.losses, self.law.floor, self.law)
 
     def _repr_html_(self) -> str:
-        return floors.shown(self.figure()) + self.table().html
+        return figure_html(self.figure()) + self.table().html
 
     def __repr__(self) -> str:
         return (
@@ -219,7 +220,7 @@ def flops_of(run: Run) -> float:
 
 
 def scaling_law(
-    config: lab.ConfigLike = None,
+    config: ConfigLike = None,
     sizes: Sequence[Mapping[str, Any]] = (),
     data: str | Path | None = None,
     **arguments: Any,

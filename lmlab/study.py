@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmlab import lab, planning
 from lmlab.comparison import distinct, smallest_difference
+from lmlab.config import ConfigLike, read_config
 from lmlab.entries import Entry
 from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
 from lmlab.evaluate import token_losses
@@ -32,6 +33,7 @@ from lmlab.session import Ending
 from lmlab.sources import origin_of
 from lmlab.tokenizers import Tokenizer
 from lmlab.views import cards, plots
+from lmlab.views.figure import figure_html
 from lmlab.views.html import View, element, escape, page
 from lmlab.views.live import Display, LiveView, in_notebook
 from lmlab.views.microscope import microscope as microscope_view
@@ -111,8 +113,7 @@ class Comparison:
         self.figure, self.table = figure, table
 
     def _repr_html_(self) -> str:
-        shown = self.figure._repr_mimebundle_()  # type: ignore[attr-defined]
-        return str(shown["text/html"]) + self.table.html
+        return figure_html(self.figure) + self.table.html
 
     def __repr__(self) -> str:
         return repr(self.table)
@@ -138,7 +139,7 @@ def compare(
 
 
 def sweep(
-    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+    config: ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
 ) -> list[Run]:
     """One run for each of some changes to a config, in order; a notebook shows them in one place.
 
@@ -155,7 +156,7 @@ def sweep(
 
 
 def _swept(
-    config: lab.ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None, arguments: Mapping[str, Any]
+    config: ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None, arguments: Mapping[str, Any]
 ) -> tuple[list[Run], LabError | None]:
     """The runs of a sweep, and the error that ended it after some, such as of a full disk."""
     changes = changes if isinstance(changes, Mapping) else list(changes)
@@ -180,7 +181,7 @@ def _swept(
     return runs, None
 
 
-def refuse_changes(config: lab.ConfigLike, changes: Any, data: str | Path | None, arguments: Mapping[str, Any]) -> None:
+def refuse_changes(config: ConfigLike, changes: Any, data: str | Path | None, arguments: Mapping[str, Any]) -> None:
     """Raise before hours of training the LabError that the last of a sweep's changes would begin with."""
     if isinstance(changes, Mapping) or not all(isinstance(change, Mapping) for change in changes):
         raise UsageError("changes are a list of mappings, one for each run: [{'seed': 0}, {'seed': 1}]")
@@ -188,7 +189,7 @@ def refuse_changes(config: lab.ConfigLike, changes: Any, data: str | Path | None
     for change in changes:
         given = {"config": config, "data": data, **arguments, **change}
         fields = {name: each for name, each in given.items() if name not in RUN_ARGUMENTS}
-        resolved, places = lab.read_config(given["config"], **fields), (given["data"], given.get("models_dir"))
+        resolved, places = read_config(given["config"], **fields), (given["data"], given.get("models_dir"))
         kind = (*map(str, places), *(getattr(resolved, name) for name in BEGINNING))
         if kind not in found_good:
             planning.refuse(resolved, *places)
@@ -216,13 +217,13 @@ def _trial(*, listeners: Any, **arguments: Any) -> Run:
 
 
 def whole_sweep(
-    config: lab.ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
+    config: ConfigLike, changes: Sequence[Mapping[str, Any]], data: str | Path | None = None, **arguments: Any
 ) -> list[Run]:
     """A `sweep` whose final validation losses are needed, each one: evaluated at the end at least.
 
     Raises UsageError where it was stopped before its last run, and what a run raises.
     """
-    resolved = lab.read_config(config)
+    resolved = read_config(config)
     if resolved.eval_cadence is None and "eval_cadence" not in arguments:
         arguments["eval_cadence"] = resolved.max_steps
     runs, error = _swept(resolved, changes, data, arguments)
@@ -235,7 +236,7 @@ def whole_sweep(
     return runs
 
 
-def noise(config: lab.ConfigLike = None, seeds: int = 3, data: str | Path | None = None, **arguments: Any) -> float:
+def noise(config: ConfigLike = None, seeds: int = 3, data: str | Path | None = None, **arguments: Any) -> float:
     """The smallest difference in validation loss worth believing between two single runs of a config, in nats.
 
     Trains the config with `seeds` seeds (0, 1, …); see `comparison.smallest_difference` for what is computed. Further
@@ -379,12 +380,11 @@ class Look:
         return f"Look at {' '.join(self.tokens)!r}: .attention(), .lens()"
 
     def _repr_html_(self) -> str:
-        shown: Any = [self.attention()]
         try:
-            shown.append(self.lens())
+            lens = figure_html(self.lens())
         except ConfigError as error:  # of a model whose last parts are not known
-            shown.append(View(page(element("div", escape(str(error)), "lm-dim")), str(error)))
-        return "".join(each.html if isinstance(each, View) else each._repr_mimebundle_()["text/html"] for each in shown)
+            lens = page(element("div", escape(error), "lm-dim"))
+        return figure_html(self.attention()) + lens
 
 
 def look(run: Source, text: str, *, models_dir: str | Path | None = None) -> Look:

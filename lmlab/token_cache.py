@@ -21,7 +21,7 @@ from lmlab.files import (
     describe_os_error,
     dump_json,
     lock,
-    read_json,
+    read_object,
     remove_tree,
     sha256_file,
     sweep,
@@ -70,10 +70,9 @@ def kept(name: str, read: Callable[[Path], Kept | None], make: Callable[[Path], 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A JSON object, None where it is missing or damaged."""
     try:
-        values = read_json(path)
-    except (OSError, ValueError, RecursionError):
+        return read_object(path, DataError)
+    except DataError:
         return None
-    return values if isinstance(values, dict) else None
 
 
 def kept_facts(name: str, make: Callable[[], dict[str, str]], notice: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmlab.errors import TokenizerError
-from lmlab.files import describe_os_error, dump_json, read_json, sha256_bytes, write_atomic
+from lmlab.files import dump_json, read_json, read_object, sha256_bytes, write_atomic
 from lmlab.hostile_tokenizers import refuse_hostile, refuse_links_away
 
 Ids = npt.NDArray[np.integer[Any]]  # int32 from a tokenizer; narrower where they are kept
@@ -131,13 +131,7 @@ class CharTokenizer(Tokenizer):
         """The tokenizer that `save` wrote. Raises TokenizerError naming the file."""
         path = folder / CHAR_FILE
         refuse_links_away(folder)
-        try:
-            values = read_json(path)
-        except OSError as error:
-            raise TokenizerError(f"cannot read {path}: {describe_os_error(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{path} is damaged: it is not JSON") from error
-        characters = values.get("characters") if isinstance(values, dict) else None
+        characters = read_object(path, TokenizerError).get("characters")
         if not isinstance(characters, str):
             raise TokenizerError(f"{path} is damaged: it holds no characters")
         try:

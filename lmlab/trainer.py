@@ -188,7 +188,7 @@ class Trainer:
 
     def _refuse_non_finite(self, loss: float, gradient_norm: float, batch: Batch) -> None:
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
                 windows = batch.windows_B.tolist()
                 shown = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
@@ -494,7 +494,6 @@ class Trainer:
         val_dataloader: DataLoader | None = None,
         *,
         config: TrainingConfig | None = None,
-        device: torch.device | None = None,
         **arguments: Any,
     ) -> Self:
         """The Trainer that `save_checkpoint` saved, bit for bit, in the step after which it was.
@@ -513,7 +512,7 @@ class Trainer:
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
             if tokenizer is not None:
                 adapter.use_tokenizer(tokenizer)
-            parallel.spread(adapter, config or own_config, device or devices.pick_device())
+            parallel.spread(adapter, config or own_config, devices.pick_device())
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
             arguments.setdefault("facts", facts_of(state))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from run_logs import BEGAN, CONFIG, RunWriter, start_fields, write_run
 
 from lmlab import events, runs_table
-from lmlab.comparison import Difference, comparison, diff, distinct, final_loss, smallest_difference, yardstick
+from lmlab.comparison import Difference, comparison, distinct, final_loss, smallest_difference, yardstick
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
@@ -232,7 +232,7 @@ EVENTS = st.builds(
 def test_no_event_of_any_shape_raises(tmp_path, logged):
     from lmlab.views.cards import comparison_table, difference_card, run_card
     from lmlab.views.cards import runs_table as table_of_runs
-    from lmlab.views.live import live_html
+    from lmlab.views.live import live_view
 
     log = b"".join(json.dumps(event).encode() + b"\n" for event in logged)
     (tmp_path / "log.jsonl").write_bytes(log)
@@ -245,9 +245,9 @@ def test_no_event_of_any_shape_raises(tmp_path, logged):
     record.to_pandas()
     run_card(record)
     table_of_runs([record])
-    live_html(record)
+    live_view(record)
     comparison_table([record, record], noise=0.1)
-    difference_card(diff(record, record))
+    difference_card(Difference.between(record, record))
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
@@ -459,7 +459,7 @@ def test_a_copied_run_is_listed_with_its_folder(tmp_path):
     assert Record(tmp_path / "first").title == "first"
     assert "first (folder copy)  completed" in runs_table.render([copy])
     assert runs_table.row(copy)["run"] == "first"
-    assert diff(Record(tmp_path / "first"), copy).runs == ("first", "first (folder copy)")
+    assert Difference.between(Record(tmp_path / "first"), copy).runs == ("first", "first (folder copy)")
 
 
 def test_a_relative_folder_stays_where_it_is_when_the_current_folder_changes(tmp_path, monkeypatch):
@@ -486,10 +486,9 @@ def test_to_pandas_has_a_row_a_step(tmp_path):
 
 def test_equal_runs_differ_in_nothing(tmp_path):
     a, b = Record(write_run(tmp_path / "a")), Record(write_run(tmp_path / "b"))
-    difference = diff(a, b)
+    difference = Difference.between(a, b)
     assert all(not pairs for pairs in difference.sections().values())
     assert difference.first_step is None
-    assert difference.final_difference == 0.0
     assert "training loss: the same, bit for bit, at all 40 common steps" in str(difference)
 
 
@@ -513,7 +512,7 @@ def test_nan_is_the_same_as_nan_only(tmp_path):
         run.start()
         for step, value in enumerate(values, start=1):
             run.step(step, value)
-    assert diff(Record(tmp_path / "a"), Record(tmp_path / "b")).first_step == 3
+    assert Difference.between(Record(tmp_path / "a"), Record(tmp_path / "b")).first_step == 3
 
 
 def test_what_two_runs_were_given_is_told_apart(tmp_path):
@@ -524,7 +523,7 @@ def test_what_two_runs_were_given_is_told_apart(tmp_path):
             data={"path": "storybook", "sha256": "6" * 64, "n_tokens": 1000, "n_train": 950, "n_val": 50},
         )
     )  # fmt: skip
-    difference = diff(a, b)
+    difference = Difference.between(a, b)
     assert difference.config == {"seed": (0, 1)}
     assert difference.data == {"sha256": ("5" * 64, "6" * 64)}
     assert difference.code == {"git_dirty": (False, True)}
@@ -533,15 +532,14 @@ def test_what_two_runs_were_given_is_told_apart(tmp_path):
     ends = [final_loss(record) for record in (a, b)]
     assert ends[0] is not None
     assert ends[1] is not None
-    assert difference.final_difference == ends[1] - ends[0]
 
 
 def test_seeds_that_were_drawn_are_told_apart(tmp_path):
     for name, seed in (("a", 11), ("b", 12), ("c", 11)):
         RunWriter(tmp_path / name).start(config={"seed": None}, seed=seed)
     runs = [Record(tmp_path / name) for name in ("a", "b", "c")]
-    assert diff(runs[0], runs[1]).config == {"seed": (11, 12)}
-    assert diff(runs[0], runs[2]).config == {}
+    assert Difference.between(runs[0], runs[1]).config == {"seed": (11, 12)}
+    assert Difference.between(runs[0], runs[2]).config == {}
     assert [row["seed"] for row in comparison(runs)] == [11, 12, 11]
 
 
@@ -554,12 +552,12 @@ def test_where_a_falling_rate_ends_is_told_apart(tmp_path):
 
     for old, cosine in enumerate(({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "lr_decay_steps": None})):
         straight, halved = (resumed(f"new-{old}-{end}", end, cosine, decay_steps=end) for end in (40, 20))
-        assert diff(straight, halved).config == {"lr_decay_steps": (40, 20)}
-        assert diff(straight, resumed(f"old-{old}", 20, cosine)).config == {"lr_decay_steps": (40, 20)}
+        assert Difference.between(straight, halved).config == {"lr_decay_steps": (40, 20)}
+        assert Difference.between(straight, resumed(f"old-{old}", 20, cosine)).config == {"lr_decay_steps": (40, 20)}
     given = resumed("given", 20, {"lr_schedule": "cosine", "lr_decay_steps": 40}, decay_steps=40)
-    assert diff(straight, given).config == {}
+    assert Difference.between(straight, given).config == {}
     level = [resumed(f"level-{end}", end, {"lr_schedule": "constant"}, decay_steps=end) for end in (40, 20)]
-    assert diff(*level).config == {}, "a level rate ends nowhere"
+    assert Difference.between(*level).config == {}, "a level rate ends nowhere"
 
 
 def test_branches_from_different_steps_are_told_apart(tmp_path):
@@ -567,8 +565,8 @@ def test_branches_from_different_steps_are_told_apart(tmp_path):
         Record(write_run(tmp_path / name, lineage=[{"model_name": "base", "run_id": "r1", "step": step}]))
         for name, step in (("a", 10), ("b", 20))
     )
-    assert diff(a, b).model == {"lineage": ("base (run r1, step 10)", "base (run r1, step 20)")}
-    assert diff(a, Record(a.folder)).model == {}
+    assert Difference.between(a, b).model == {"lineage": ("base (run r1, step 10)", "base (run r1, step 20)")}
+    assert Difference.between(a, Record(a.folder)).model == {}
 
 
 def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):

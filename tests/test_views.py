@@ -511,7 +511,7 @@ def test_the_view_of_a_log_is_the_view_of_its_trainer(tmp_path):
     listener = live.LiveView(show=told.append)
     for event in read(folder / "log.jsonl"):
         listener(event)
-    assert told[-1].html == live.live_html(Record(folder))
+    assert told[-1].html == live.live_view(Record(folder)).html
     seen = assert_harmless(told[-1].html)
     for expected in ("completed", "40 of 40", "took 20 s", "The fox found a red kite.", "floor 0.500"):
         assert expected in seen.text
@@ -529,7 +529,7 @@ def test_a_resumed_run_shows_what_came_before(tmp_path):
     listener(run.event("run_end", 21, status="completed", seconds=1.0))
     assert listener.history.series("loss")[0].tolist() == list(range(1, 22))
     assert len(listener.history.starts) == 2
-    assert drawn[-1].html == live.live_html(Record(folder))
+    assert drawn[-1].html == live.live_view(Record(folder)).html
 
 
 def test_a_log_is_followed_until_its_run_ends(tmp_path):
@@ -569,7 +569,7 @@ def test_a_damaged_log_is_said_to_be(tmp_path):
     folder = write_run(tmp_path / "run", status=None)
     with open(folder / "log.jsonl", "ab") as file:
         file.write(b"{torn\n")
-    text = Strict(live.live_html(Record(folder))).text
+    text = Strict(live.live_view(Record(folder)).html).text
     assert "1 damaged line in the log passed over" in text
     assert "interrupted" in text
 

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmlab.adapters.base import BaseAdapter, capture
-from lmlab.adapters.head import CHUNK_ELEMENTS, chunked_cross_entropy
+from lmlab.adapters.head import chunked_cross_entropy
 from lmlab.config import TrainingConfig
-from lmlab.data import IGNORED
 from lmlab.errors import CheckpointError, ConfigError
-from lmlab.files import describe_os_error, dump_json, read_json, write_atomic
+from lmlab.files import describe_os_error, dump_json, read_object, write_atomic
 from lmlab.transformer import Attention, Cache, Transformer, attention_probabilities
 
 REQUIRED = {"n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len"}  # besides the vocabulary's size
@@ -45,10 +43,7 @@ class CustomTransformerAdapter(BaseAdapter):
         """Next-token loss in nats, fp32, over the targets that are not -100; reduction "mean" or "sum"."""
         hidden_ND = self.model.hidden(inputs_BT, segments_BT=self.segments(inputs_BT)).flatten(0, 1)
         targets_N = targets_BT.flatten()
-        if targets_N.numel() * self.vocab_size > CHUNK_ELEMENTS:
-            return chunked_cross_entropy(hidden_ND, self.model.embedding.weight, targets_N, reduction)
-        logits_NV = self.model.head(hidden_ND).float()
-        return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction=reduction)
+        return chunked_cross_entropy(hidden_ND, self.model.embedding.weight, targets_N, reduction)
 
     def logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
         """logits_BTV. With a cache from `new_cache`, ids_BT follow what it has seen, and it is advanced."""
@@ -147,13 +142,8 @@ class CustomTransformerAdapter(BaseAdapter):
 
 def load_architecture(path: Path) -> dict[str, Any]:
     """The arguments of `Transformer` in a `config.json`, within the limits of a config. Raises CheckpointError."""
-    try:
-        values = read_json(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(values, dict) or not isinstance(values.get("vocab_size"), int):
+    values = read_object(path, CheckpointError)
+    if not isinstance(values.get("vocab_size"), int):
         raise CheckpointError(f"{path} is damaged: it holds no architecture")
     arguments = {name: value for name, value in values.items() if name != "model_type"}
     missing = sorted(REQUIRED - arguments.keys())

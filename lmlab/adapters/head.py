@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.data import IGNORED
+from lmlab.devices import product_type
 
 CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MB in fp32
 CHUNK_TOKENS = 256  # of so many in bf16, if 64 MB hold them: each chunk passes over the whole gradient of the head
@@ -87,8 +88,7 @@ class PlainHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, joint: Joint | None) -> Tensor:
-        device = hidden_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        dtype = product_type(weight_VD)
         inputs_ND, matrix_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         d_hidden_ND = torch.empty_like(inputs_ND)

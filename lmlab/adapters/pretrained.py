@@ -19,11 +19,10 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError
-from lmlab.files import describe_os_error, read_json
+from lmlab.files import describe_os_error, read_object
 from lmlab.words import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LARGEST_JSON = 32 << 20  # bytes of a config or an index
 NAMES_CODE = {  # keys of a config that make transformers run or read what lies outside the folder's weights
     "adapter_kwargs",
     "attn_implementation",
@@ -43,21 +42,6 @@ LIMITS = {  # far above any model, and low enough that nothing made of as many p
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), 1024),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 14),
 }
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of bounded size. Raises CheckpointError."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path} is larger than {LARGEST_JSON >> 20} MB: it is no such file")
-        values = read_json(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {describe_os_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no object")
-    return values
 
 
 def harmless(value: Any) -> Any:
@@ -88,7 +72,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a causal language model that transformers ships. Raises CheckpointError saying why not."""
     path = folder / "config.json"
     decode = PreTrainedConfig._decode_special_floats
-    values = {key: decode(value) for key, value in harmless(read_object(path)).items()}
+    values = {key: decode(value) for key, value in harmless(read_object(path, CheckpointError)).items()}
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
@@ -126,7 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index names, each a plain name of a safetensors file. Raises CheckpointError."""
-    mapping = read_object(index).get("weight_map")
+    mapping = read_object(index, CheckpointError).get("weight_map")
     names = set(mapping.values()) if isinstance(mapping, dict) and all_text(mapping.values()) else set()
     if not names or not all(FILE_NAME.fullmatch(name) and name.endswith(".safetensors") for name in names):
         raise CheckpointError(f"{index} is damaged: it names no safetensors files beside it")

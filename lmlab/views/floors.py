@@ -27,11 +27,6 @@ COLUMNS = {
 NUMBERS = ("parameters", "tokens", "flops", "loss", "law")
 
 
-def shown(figure: Figure) -> str:
-    """A figure of `new_figure` as HTML."""
-    return str(figure._repr_mimebundle_()["text/html"])  # type: ignore[attr-defined]
-
-
 def positions_figure(losses_T: Floats, floors_T: Floats) -> Figure:
     """The mean loss at every position of the window and the floor there; the gap between them is shaded."""
     positions = np.arange(1, len(losses_T) + 1)

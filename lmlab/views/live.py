@@ -1,6 +1,6 @@
 """A run while it trains: progress, curves and last samples in one output that is replaced in place.
 
-`live_html` draws a history, wherever it comes from; `LiveView` draws what a trainer tells it, `follow` what a log says,
+`live_view` draws a history, wherever it comes from; `LiveView` draws what a trainer tells it, `follow` what a log says,
 so that a run in this kernel and one in another process look the same.
 """
 
@@ -39,13 +39,11 @@ HINTS = {
 }
 
 
-def live_html(history: History, total_steps: int | None = None) -> str:
-    """The live view of a run as HTML. total_steps: where it ends, else the config's `max_steps`."""
-    return live_view(history, total_steps).html
-
-
 def live_view(history: History, total_steps: int | None = None) -> View:
-    """The live view of a run: status, progress, numbers, curves, samples; in text one line."""
+    """The live view of a run: status, progress, numbers, curves, samples; in text one line.
+
+    total_steps: where it ends, else the config's `max_steps`.
+    """
     status, total = history.status, total_steps or history.max_steps
     left = history.seconds_left() if status == "running" else None
     ending = f"{words.duration(left)} left" if left is not None else f"took {words.duration(history.seconds)}"
@@ -197,7 +195,6 @@ def live_listener(total_steps: int | None = None, folder: Path | str | None = No
 def follow(
     record: Record,
     *,
-    total_steps: int | None = None,
     alive: Callable[[], bool] | None = None,
     show: Callable[[View], object] | None = None,
     every: float | None = None,
@@ -212,13 +209,13 @@ def follow(
     every = every or (1.0 / DRAWS_A_SECOND if notebook else 2.0)
     alive = alive or (lambda: record.status == "running")
     try:
-        show(live_view(record, total_steps))
+        show(live_view(record))
         while alive():
             time.sleep(every)
             if record.refresh():
-                show(live_view(record, total_steps))
+                show(live_view(record))
         record.refresh()
-        show(live_view(record, total_steps))
+        show(live_view(record))
     except KeyboardInterrupt:
         print(f"no longer watching {record.run_id}; it goes on", file=sys.stderr)
     return record

@@ -266,7 +266,6 @@ def lens_figure(
     probabilities_LT: NDArray[Any],
     tokens: Sequence[str],
     *,
-    layer_names: Sequence[str] | None = None,
     hits_LT: np.ndarray | None = None,
 ) -> Figure:
     """The logit lens: what the model would say next after each layer (the last on top) at each token.
@@ -277,8 +276,8 @@ def lens_figure(
     shapes do not fit.
     """
     shades = np.asarray(probabilities_LT, dtype=np.float64)
-    names = list(layer_names) if layer_names is not None else [state_name(index) for index in range(len(guesses_LT))]
-    if shades.shape != (len(guesses_LT), len(tokens)) or len(names) != len(guesses_LT):
+    names = [state_name(index) for index in range(len(guesses_LT))]
+    if shades.shape != (len(guesses_LT), len(tokens)):
         raise UsageError(f"a lens of shape {shades.shape} does not fit {len(guesses_LT)} layers × {len(tokens)} tokens")
     with style():
         longest = max((len(token_label(guess)) for row in guesses_LT for guess in row), default=1)

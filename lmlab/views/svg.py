@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from lmlab.views.curves import Floats, thin, ticks, value_range
 from lmlab.views.html import element, escape
 from lmlab.views.theme import N_COLOURS
 
+WIDTH, HEIGHT = 886, 260  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 26, 30  # margins of a chart, for its labels and, on top, the legend
 OVER = 6  # what sticks out at the top is drawn this far above the highest level
 
@@ -57,7 +58,7 @@ def path(x: Floats, y: Floats) -> str:
     return " ".join(f"{across:.1f},{down:.1f}" for across, down in zip(x.tolist(), y.tolist(), strict=True))
 
 
-def sparkline(values: Floats, width: int = 180, height: int = 36, colour: int = 0, title: str = "") -> str:
+def sparkline(values: Floats, width: int = 180, height: int = 36, title: str = "") -> str:
     """A curve without axes, its last point marked; empty where no value is finite."""
     x, y = thin(np.arange(len(values), dtype=np.float64), np.asarray(values, dtype=np.float64), most=width)
     if not len(x):
@@ -65,7 +66,7 @@ def sparkline(values: Floats, width: int = 180, height: int = 36, colour: int = 
     low, high = value_range([y])
     across = 3 + (width - 8) * (x - x[0]) / ((x[-1] - x[0]) or 1.0)
     down = 3 + (height - 6) * (1 - np.clip((y - low) / (high - low), 0, 1))
-    paint = f"var(--lm-c{colour % N_COLOURS})"
+    paint = "var(--lm-c0)"
     drawn = element("polyline", points=path(across, down), fill="none", stroke=paint, **STROKE)
     dot = element("circle", cx=f"{across[-1]:.1f}", cy=f"{down[-1]:.1f}", r="2.5", fill=paint)
     label = element("title", escape(title)) if title else ""
@@ -80,36 +81,32 @@ STROKE = {"stroke-width": "1.6", "stroke-linejoin": "round", "stroke-linecap": "
 def chart(
     lines: Sequence[Line],
     *,
-    x_label: str = "step",
     y_label: str = "",
     x_end: float | None = None,
     floor: float | None = None,
-    format_x: Callable[[float], str] = words.count,
-    width: int = 886,
-    height: int = 260,
 ) -> str:
     """Curves with axes, a legend and a few ticks. x_end: where the x axis ends, else at the last point. floor: a level
     that cannot be passed, dashed and labelled. Curves are thinned to what can be seen."""
     drawn = [line for line in lines if len(line.x)]
     if not drawn:
-        waiting = element("text", "nothing to draw yet", x=width // 2, y=height // 2, **{"text-anchor": "middle"})
-        return element("svg", waiting, width=width, height=height, viewBox=f"0 0 {width} {height}", role="img")
+        waiting = element("text", "nothing to draw yet", x=WIDTH // 2, y=HEIGHT // 2, **{"text-anchor": "middle"})
+        return element("svg", waiting, width=WIDTH, height=HEIGHT, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     ends = [float(line.x[-1]) for line in drawn] + ([x_end] if x_end else [])
     starts = [float(line.x[0]) for line in drawn]
     frame = Frame(
-        width,
-        height,
+        WIDTH,
+        HEIGHT,
         (min([0.0, *starts]), max(ends, default=1.0) or 1.0),
         value_range([line.y for line in drawn], floor),
     )
     inside = "".join(_curve(line, frame) for line in drawn) + _floor(floor, frame)
     # A nested svg cuts off what sticks out, without an id that two outputs might share.
     window = element(
-        "svg", inside, x=LEFT, y=TOP - OVER, width=width - LEFT, height=height - BOTTOM - TOP + OVER + 4,
-        viewBox=f"{LEFT} {TOP - OVER} {width - LEFT} {height - BOTTOM - TOP + OVER + 4}", style="overflow:hidden",
+        "svg", inside, x=LEFT, y=TOP - OVER, width=WIDTH - LEFT, height=HEIGHT - BOTTOM - TOP + OVER + 4,
+        viewBox=f"{LEFT} {TOP - OVER} {WIDTH - LEFT} {HEIGHT - BOTTOM - TOP + OVER + 4}", style="overflow:hidden",
     )  # fmt: skip
-    content = _axes(frame, x_label, format_x) + window + _legend(drawn, y_label, frame)
-    return element("svg", content, width=width, height=height, viewBox=f"0 0 {width} {height}", role="img")
+    content = _axes(frame) + window + _legend(drawn, y_label, frame)
+    return element("svg", content, width=WIDTH, height=HEIGHT, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
 
 
 def _curve(line: Line, frame: Frame) -> str:
@@ -137,7 +134,7 @@ def _floor(floor: float | None, frame: Frame) -> str:
     return dashed + element("text", f"floor {floor:.3f}", x=f"{left + 6:.1f}", y=f"{level - 5:.1f}")
 
 
-def _axes(frame: Frame, x_label: str, format_x: Callable[[float], str]) -> str:
+def _axes(frame: Frame) -> str:
     parts = []
     base, right = frame.height - BOTTOM, frame.width - RIGHT
     levels = ticks(*frame.y, 4)
@@ -150,9 +147,9 @@ def _axes(frame: Frame, x_label: str, format_x: Callable[[float], str]) -> str:
     for position in ticks(*frame.x, 6):
         x, _ = frame.point(position, frame.y[0])
         anchor = "end" if x > right - 20 else "middle"
-        parts.append(element("text", escape(format_x(position)), x=f"{x:.1f}", y=base + 15, **{"text-anchor": anchor}))
+        parts.append(element("text", words.count(position), x=f"{x:.1f}", y=base + 15, **{"text-anchor": anchor}))
     parts.append(element("line", x1=LEFT, x2=right, y1=base, y2=base, stroke="var(--lm-dim)"))
-    parts.append(element("text", escape(x_label), x=right, y=base + 28, **{"text-anchor": "end"}))
+    parts.append(element("text", "step", x=right, y=base + 28, **{"text-anchor": "end"}))
     return "".join(parts)
 
 
