@@ -5,28 +5,29 @@ Reading `build` from top to bottom is reading the pipeline: text, tokens, window
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from lmlab import checkpoint, devices, loading, parallel, provenance, ranks
 from lmlab.adapters.base import BaseAdapter
+from lmlab.batches import Batches, load_batches
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import ConfigLike, TrainingConfig, read_config
-from lmlab.data import Corpus, DataLoader, LargeCorpus, WindowDataset, load_text, split_corpus
-from lmlab.entries import Entry, check_name
-from lmlab.errors import ConfigError, RegistryError, RunError, TokenizerError, UsageError
-from lmlab.evaluate import floor_of, seen_before
+from lmlab.data import Corpus, LargeCorpus, load_text
+from lmlab.entries import Entry
+from lmlab.errors import RegistryError, RunError, TokenizerError, UsageError
+from lmlab.evaluate import seen_before
 from lmlab.events import now
 from lmlab.memory import evaluated_tokens
 from lmlab.optim import create_optimizer
-from lmlab.places import find_models_dir, find_runs_dir
+from lmlab.places import find_runs_dir
+from lmlab.promises import begun_in, promise, promised_in, refuse_taken
 from lmlab.record import Record, is_blank
 from lmlab.registry import Registry
 from lmlab.resuming import (
@@ -42,7 +43,7 @@ from lmlab.resuming import (
     saved_config,
 )
 from lmlab.session import Ending, ask_to_stop, train
-from lmlab.tokenizers import Ids, Tokenizer
+from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
 
 if TYPE_CHECKING:
@@ -123,54 +124,6 @@ def new_run_folder(runs_dir: str | Path | None, run_name: str | None) -> Path:
     return folder
 
 
-class Batches(NamedTuple):
-    """Batches of a corpus. val: None where that split holds no target. facts: what log and checkpoints say of the data."""
-
-    train: DataLoader
-    val: DataLoader | None
-    facts: dict[str, Any]
-
-
-def load_batches(
-    config: TrainingConfig, corpus: Corpus | LargeCorpus, tokenizer: Tokenizer, seed: int, position: int = 0
-) -> Batches:
-    """Training and validation batches of a corpus. position: windows that a resumed run has seen.
-
-    Raises DataError where the training split does not fill one window.
-    """
-    ids, begin_id = corpus.encode(tokenizer), tokenizer.begin_of_text_id
-    train_ids, val_ids = split_corpus(ids, config.train_ratio)
-    train_batches, val = loaders(config, train_ids, val_ids, begin_id, seed, position)
-    floor_total, loss_floor = floor_of(corpus, tokenizer, val_ids, config) if val is not None else (None, None)
-    facts = {
-        "data": {
-            "path": corpus.path,
-            "sha256": corpus.sha256,
-            "n_tokens": len(ids),
-            "n_train": len(train_ids),
-            "n_val": len(val_ids),
-            "begin_of_text_id": begin_id,
-        },
-        "floor_total": floor_total,
-        "loss_floor": loss_floor,  # of what an evaluation counts
-    }
-    return Batches(train_batches, val, facts)
-
-
-def loaders(
-    config: TrainingConfig, train_ids: Ids, val_ids: Ids, begin_id: int | None, seed: int, position: int = 0
-) -> tuple[DataLoader, DataLoader | None]:
-    """What deals out the batches of each split. Raises DataError and ConfigError where one is too short."""
-    windows_per_update = config.batch_size * config.gradient_accumulation_steps
-    windows = WindowDataset(train_ids, config.max_seq_len, begin_id)
-    train_batches = DataLoader(windows, windows_per_update, seed=seed, position=position)
-    if len(val_ids) > 1:
-        return train_batches, DataLoader(WindowDataset(val_ids, config.max_seq_len, begin_id), config.batch_size)
-    if config.eval_cadence is not None:
-        raise ConfigError("eval_cadence is set, but there is no validation text; lower train_ratio or give more text")
-    return train_batches, None
-
-
 def run(
     config: ConfigLike = None,
     data: str | Path | None = None,
@@ -221,36 +174,16 @@ def execute(
     return finished
 
 
-def refuse_taken(name: str, models_dir: str | Path | None, advice: str) -> None:
-    """Raise UsageError where a model of a name is registered, RegistryError where its folder's place is taken."""
-    registry = Registry(models_dir)
-    if check_name(name) in registry.names():
-        raise UsageError(f"the model {name!r} is registered already; {advice}")
-    registry.refuse_placed(name)
-
-
-def promise(name: str, models_dir: str | Path | None) -> dict[str, Any]:
-    """What a run keeps of the name that its model is to have, and of the models folder, wherever it will be resumed."""
-    return {"register_as": name, "register_in": str(find_models_dir(models_dir))}
-
-
-def promised_in(facts: Mapping[str, Any], models_dir: str | Path | None) -> Path:
-    """The models folder that a session names, else the one that the run was begun with, else the usual one.
-
-    One that need not exist yet, if only there is a place for it: that of a project which was moved is gone.
-    """
-    begun_with = facts.get("register_in")
-    has_place = isinstance(begun_with, str) and os.path.isdir(os.path.dirname(begun_with))
-    return find_models_dir(begun_with if models_dir is None and has_place else models_dir)
-
-
 def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path | None) -> None:
     """Register a run under the name that it was given at its start, unless that was done before."""
     name: str | None = trainer.facts.get("register_as")
     if name is not None:
-        where, begun_with = promised_in(trainer.facts, models_dir), trainer.facts.get("register_in")
-        if models_dir is None and begun_with is not None and Path(begun_with) != where:
-            finished.lost_models_dir = Path(begun_with)
+        where, begun_with = (
+            promised_in(trainer.facts, models_dir, finished.folder),
+            begun_in(trainer.facts, finished.folder),
+        )
+        if models_dir is None and begun_with is not None and begun_with != where:
+            finished.lost_models_dir = begun_with
         trainer.world.first(lambda: register_once(finished, name, where))
 
 
@@ -312,7 +245,7 @@ def resume(
         )
         warnings = [*warnings, message]
     name = saved.state.get("register_as")
-    if name is not None and name in Registry(promised_in(saved.state, models_dir)).names():
+    if name is not None and name in Registry(promised_in(saved.state, models_dir, folder)).names():
         warnings = [*warnings, f"the model {name} stays as it is; give what comes of this session a name of its own"]
     return execute(trainer, listeners, saved.folder, known_steps, warnings, models_dir=models_dir, on_ready=on_ready)
 
@@ -404,7 +337,7 @@ def branch(
         "fine_tuned_from": parent,
         "fine_tuning_started_at": now(),
         "lineage": lineage,
-        **promise(name, models_dir),
+        **promise(name, models_dir, folder),
     }
     trainer = new_trainer(adapter, merged, tokenizer, batches, folder=folder, seed=seed, facts=facts)
     warnings = [*warnings, *altered_tokenizer(saved, tokenizer)]
@@ -442,7 +375,8 @@ def finetune(
         refuse_taken(name, models_dir, "choose another name")
     trainer = build(config, data, models_dir=models_dir, model_name=model_name, **arguments)
     if name is not None:
-        trainer.facts.update(promise(name, models_dir))
+        assert trainer.folder is not None
+        trainer.facts.update(promise(name, models_dir, trainer.folder))
     return execute(trainer, listeners, models_dir=models_dir)
 
 

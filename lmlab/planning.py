@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from lmlab import devices, hooks, lab, loading, memory, parallel
+from lmlab import devices, hooks, loading, memory, parallel
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter, load_architecture
+from lmlab.batches import loaders
 from lmlab.config import TrainingConfig, read_config
 from lmlab.corpus import is_large
 from lmlab.data import load_text, split_corpus
@@ -205,7 +206,7 @@ def refuse(config: TrainingConfig, data: str | Path | None = None, models_dir: s
         corpus = load_text(data)
         tokenizer = tokenizer or loading.load_tokenizer(config, corpus, models_dir)
         splits = split_corpus(corpus.encode(tokenizer), config.train_ratio)
-        lab.loaders(config, *splits, tokenizer.begin_of_text_id, seed=0)
+        loaders(config, *splits, tokenizer.begin_of_text_id, seed=0)
     if config.model_name is not None and tokenizer is not None:
         outline(config, tokenizer, models_dir)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab import lab, storybook, words
+from lmlab import storybook, words
+from lmlab.batches import load_batches
 from lmlab.comparison import check_completed, final_loss
 from lmlab.config import ConfigLike, TrainingConfig
 from lmlab.data import IGNORED, DataLoader, load_text
@@ -91,7 +92,7 @@ def by_position(run: Given, data: str | Path | None = None) -> Positions:
     corpus = load_text(path)
     if not corpus.is_storybook:
         raise UsageError(f"the floor of {corpus.path} is not known; train on the storybook, the corpus without --data")
-    val = lab.load_batches(config, corpus, tokenizer, seed=0).val
+    val = load_batches(config, corpus, tokenizer, seed=0).val
     if val is None:
         raise UsageError("there is no validation text to look at; lower train_ratio or give more text")
     return Positions(losses_by_position(adapter, val).numpy(), floors_by_position(tokenizer, val))

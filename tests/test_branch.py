@@ -216,6 +216,15 @@ def test_a_run_of_a_project_that_was_moved_is_registered_in_the_usual_folder(
     assert f"{line} --model-name named\n" in capsys.readouterr().out
 
 
+def test_a_run_of_a_project_that_was_copied_is_registered_in_the_copy(custom: lab.Run, tmp_path: Path) -> None:
+    run = lab.branch("custom", "named", run_name="r", listeners=[stop_after(1)])
+    shutil.copytree(run.folder.parent, tmp_path / "copy" / "runs")
+    assert cli.main(["--resume", str(tmp_path / "copy" / "runs" / "r")]) == 0
+    assert (Registry(tmp_path / "copy" / "models").names(), Registry().names()) == (["named"], [])
+    assert cli.main(["--resume", "r"]) == 0
+    assert Registry().names() == ["named"]
+
+
 def test_a_folder_in_the_place_of_the_model_is_seen_before_the_training(base: str, corpus: Path) -> None:
     (Registry().models_dir / "mine").mkdir()
     with pytest.raises(RegistryError, match="exists but is not registered"):
