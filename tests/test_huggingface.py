@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3_5ForConditionalGeneration
 from transformers.utils import logging
 
+from lmlab import lab
 from lmlab.adapters import head, huggingface
 from lmlab.adapters.attention import Turned
 from lmlab.adapters.documents import in_rows, keeps_documents_apart
@@ -30,6 +31,7 @@ from lmlab.config import TrainingConfig
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings, generate
+from lmlab.hub import import_model
 from lmlab.loading import fit
 from lmlab.tokenizers import Tokenizer
 from lmlab.transformer import BlockCausalAttention
@@ -404,6 +406,38 @@ def test_save_and_load_keep_every_weight(folders: dict[str, Path], family: str, 
     assert again.keys() == adapter.tensors().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in adapter.tensors().items())
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["model.safetensors"]
+
+
+BART = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+}
+
+
+def test_the_decoder_of_a_bart_is_trained_resumed_and_registered(tmp_path: Path) -> None:
+    """Its class is by default that of an encoder with a decoder, and what a config does not say is the default."""
+    models = tmp_path / "models"
+    import_model(str(tiny_models.make(tmp_path / "bart", "bart", **BART)), models_dir=models)
+    config = TrainingConfig(model_name="bart", max_steps=1, max_seq_len=16, batch_size=2, sampling_max_length=2)
+    places: dict[str, Any] = {"models_dir": models, "listeners": []}
+    run = lab.run(config, "storybook:20000", runs_dir=tmp_path / "runs", **places)
+    run = run.resume(max_steps=2, listeners=[])
+    assert run.step == 2
+    run.register("tuned", models_dir=models)
+    adapter = load(models / "tuned")
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        expected_BTV = AutoModelForCausalLM.from_pretrained(models / "tuned")(input_ids=ids_BT).logits
+        torch.testing.assert_close(adapter.logits(ids_BT), expected_BTV, rtol=1e-5, atol=1e-5)
+    named = adapter.architecture()
+    assert named.pop("is_encoder_decoder") is False  # which checkpoints of earlier versions lack
+    (models / "tuned" / "config.json").write_text(json.dumps(named))
+    assert load(models / "tuned").architecture() == adapter.architecture()
 
 
 def test_sharded_weights_load(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -198,9 +198,11 @@ class CausalLMAdapter(BaseAdapter):
     def architecture(self) -> dict[str, Any]:
         """What `config.json` holds: the config of transformers without the settings that every model has."""
         config = self.model.config
-        generic = PreTrainedConfig().to_dict()
-        values = {key: value for key, value in config.to_dict().items() if key not in generic or value != generic[key]}
-        own = {key: value for key, value in values.items() if not key.startswith("_")}
+        own = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+        for key, value in PreTrainedConfig().to_dict().items():
+            defaults = [getattr(each, key, None) for each in (type(config), PreTrainedConfig)]  # a BART has another
+            if defaults[0] == defaults[1] and key in own and own[key] == value:
+                del own[key]
         own = PreTrainedConfig._encode_special_floats(own)  # JSON has no infinity, which some models' limits are
         return {**own, "architectures": [type(self.model).__name__], "model_type": config.model_type}
 

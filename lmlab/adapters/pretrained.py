@@ -87,9 +87,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     except Exception as error:  # config classes raise whatever their own checks raise; all of it means the same here
         raise CheckpointError(f"{path} is no sound config of {model_type}: {one_line(error)}") from error
     config = text_part(described)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+    if not is_causal(config):
         raise CheckpointError(f"{path} describes a {model_type}, which is no causal language model; choose one that is")
     return config
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a config describes a causal language model, by its own word or by the class it names: a BART may be either."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return not config.is_encoder_decoder or config.architectures == [model_class(config).__name__]
 
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
