@@ -15,12 +15,15 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
 LARGEST_JSON = 32 << 20  # bytes of a config, a state or an index
+# What NFS says of a file that is open or mapped, and of its folder.
+IN_USE = (errno.ENOTEMPTY, errno.EBUSY, errno.ESTALE)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -137,7 +140,8 @@ def rename_folder(source: Path | str, target: Path | str) -> None:
 def remove_tree(path: Path | str) -> None:
     """Remove a file, a link or a whole folder. A link is removed itself, never what it points to. Missing is fine.
 
-    A folder is first renamed out of sight, so that a reader never finds half of it. Raises OSError.
+    A folder is first renamed out of sight, so that a reader never finds half of it. What NFS keeps of it while somebody
+    uses a file in it stays there for `sweep`. Raises OSError.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -149,7 +153,17 @@ def remove_tree(path: Path | str) -> None:
     if not TEMPORARY.match(path.name):
         doomed = temporary_sibling(path)
         os.rename(path, doomed)
-    shutil.rmtree(doomed)  # does not follow links
+    if sys.version_info >= (3, 12):  # neither follows links
+        shutil.rmtree(doomed, onexc=pass_over_used)
+    else:
+        shutil.rmtree(doomed, onerror=pass_over_used)
+
+
+def pass_over_used(*_: object) -> None:
+    """Go on where `shutil.rmtree` met what is in use; raise again whatever else it met."""
+    error = sys.exception()
+    if not isinstance(error, OSError) or error.errno not in IN_USE:
+        raise
 
 
 def is_alive(pid: int) -> bool:
@@ -185,7 +199,8 @@ def sweep(
             # Another process may sweep the same folder, and what others left need not be ours to remove.
             with contextlib.suppress(FileNotFoundError if alone else OSError):
                 remove_tree(path)
-                removed.append(path)
+                if not os.path.lexists(path):
+                    removed.append(path)
     return removed
 
 

@@ -279,7 +279,7 @@ def test_remove_tree_that_dies_halfway_shows_no_half_folder(tmp_path: Path, monk
     for name in "abc":
         (tmp_path / "model" / name).write_text(name)
 
-    def die(path: Path) -> None:
+    def die(path: Path, **_: object) -> None:
         os.unlink(path / "a")
         raise OSError(errno.EIO, "Input/output error")
 
@@ -290,6 +290,37 @@ def test_remove_tree_that_dies_halfway_shows_no_half_folder(tmp_path: Path, monk
     assert not (tmp_path / "model").exists()
     assert len(temporaries(tmp_path)) == 1
     assert len(files.sweep(tmp_path, alone=True)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("said", [errno.EBUSY, errno.ESTALE])
+def test_what_nfs_keeps_of_a_folder_in_use_is_out_of_sight_and_goes_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int
+) -> None:
+    folder, real = tmp_path / "step-00000001", os.unlink
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a", "mapped", "z", "inner/mapped", "inner/z"):
+        (folder / name).write_text(name)
+
+    def unlink(path: Any, *, dir_fd: int | None = None) -> None:
+        """As NFS does: a file in use gets another name in its folder, and that one cannot be removed."""
+        if str(path).startswith(".nfs"):
+            raise OSError(said, os.strerror(said))
+        if str(path) == "mapped":
+            os.rename(path, ".nfs0001", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            real(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        files.remove_tree(folder)
+        (left,) = temporaries(tmp_path)
+        assert list(tmp_path.iterdir()) == [left]
+        kept = sorted(path.relative_to(left).as_posix() for path in left.rglob("*"))
+        assert kept == [".nfs0001", "inner", "inner/.nfs0001"]
+        assert files.sweep(tmp_path, alone=True) == []
+        assert left.exists()
+    assert files.sweep(tmp_path, alone=True) == [left]
     assert list(tmp_path.iterdir()) == []
 
 
