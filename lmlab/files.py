@@ -22,6 +22,7 @@ from typing import Any
 
 TEMPORARY = re.compile(r"^\.(.+)\.tmp-(\d+)-[0-9a-f]{8}$")
 LARGEST_JSON = 32 << 20  # bytes of a config, a state or an index
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that cannot sync a folder
 # What NFS says of a file that is open or mapped, and of its folder.
 IN_USE = (errno.ENOTEMPTY, errno.EBUSY, errno.ESTALE)
 
@@ -51,9 +52,17 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk, where the system can (Windows cannot open a folder)."""
-    if os.name != "nt":
+    """Force a folder's list of names to the disk, where system and file system can. Raises OSError.
+
+    Windows cannot open a folder; folders shared with a virtual machine and some network file systems sync files alone.
+    """
+    if os.name == "nt":
+        return
+    try:
         sync(path)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def make_folder(path: Path | str) -> None:

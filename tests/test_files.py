@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -229,6 +230,34 @@ def test_files_are_synced_before_the_rename_and_the_parent_after_it(
         (folder / "inner").mkdir()
         (folder / "inner" / "b").write_bytes(b"b")
     assert trace == ["sync b", "sync inner", "sync a", "sync .TMP", "rename .TMP folder", f"sync {parent}"]
+
+
+@pytest.mark.parametrize("said", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int
+) -> None:
+    real, refuse, synced = os.fsync, stat.S_ISDIR, []
+
+    def sync(descriptor: int) -> None:
+        if refuse(os.fstat(descriptor).st_mode):
+            raise OSError(said, os.strerror(said))
+        synced.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    files.write_atomic(tmp_path / "file", b"x")
+    with files.atomic_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "a").write_bytes(b"a")
+    EventLog(tmp_path / "log.jsonl", "r").close()
+    assert (tmp_path / "new" / "folder" / "a").read_bytes() == b"a"
+    assert len(synced) == 2
+
+    refuse = stat.S_ISREG  # the same of a file is an error
+    with pytest.raises(OSError, match=os.strerror(said)):
+        files.write_atomic(tmp_path / "file", b"y")
+    refuse, said = stat.S_ISDIR, errno.EIO  # and any other of a folder
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.write_atomic(tmp_path / "file", b"z")
 
 
 def test_atomic_folder_refuses_a_target_that_exists_or_comes_meanwhile(tmp_path: Path) -> None:
