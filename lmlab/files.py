@@ -25,6 +25,7 @@ LARGEST_JSON = 32 << 20  # bytes of a config, a state or an index
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that cannot sync a folder
 # What NFS says of a file that is open or mapped, and of its folder.
 IN_USE = (errno.ENOTEMPTY, errno.EBUSY, errno.ESTALE)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -329,6 +330,20 @@ def read_object(path: Path, error_type: type[Exception], largest: int = LARGEST_
     if not isinstance(values, dict):
         raise error_type(f"{path} is damaged: it holds no object")
     return values
+
+
+@contextlib.contextmanager
+def plain_os_errors() -> Iterator[None]:
+    """Raise as OSError what tokenizers and safetensors make of one: an exception of any kind that says `(os error 28)`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        said = OS_ERROR.search(str(error))
+        if said is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
 
 
 def describe_os_error(error: OSError) -> str:

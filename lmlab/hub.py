@@ -1,8 +1,9 @@
 """Import a model: from the hub, a local folder, a GGUF file, or a tiny one made on the spot.
 
 A newcomer is gathered in a hidden folder beside the models, checked there, and moved into place and registered in one
-go. An import that was interrupted leaves only that folder, and the same import goes on with it (from a folder or file it
-begins anew); one that was refused leaves nothing of its own, but for whole files of weights beside one that came wrong.
+go. An import that was interrupted leaves only that folder, and so does one from the hub that the disk refused: the same
+import goes on with it (from a folder or file it begins anew). One that was refused leaves nothing of its own, but for whole
+files of weights beside one that came wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from lmlab import origins
 from lmlab.entries import Entry, FileInfo, check_name, is_name
-from lmlab.errors import HubError, LabError
+from lmlab.errors import HubError, LabError, RegistryError
 from lmlab.events import now
 from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
 from lmlab.hub_client import DISK_FULL, Unfinished, WrongHash, need_space
@@ -45,7 +46,7 @@ def import_model(
     origin = origin_of(source, revision)
     registry = Registry(models_dir)
     name = check_name(name) if name is not None else make_name(origin.default_name())
-    with disk_errors(registry.models_dir), alone(registry, name, tell) as waited:
+    with disk_errors(registry.models_dir, origin), alone(registry, name, tell) as waited:
         attempt = Attempt(registry, name, origin)
         try:
             plan = origin.plan(name, attempt.folder_for)
@@ -62,15 +63,18 @@ def import_model(
             origin.fetch(folder)
             tell("checking the files and the model's first forward pass")
             return admit(registry, plan, folder, tell)
-        except Unfinished:
-            attempt.forget_if_empty()
+        except (Unfinished, OSError):
+            attempt.leave()
             raise
         except WrongHash:
             if not attempt.has_weights():  # of which others may have taken hours
                 attempt.forget()
             raise
-        except LabError:
-            attempt.forget()
+        except LabError as error:
+            if isinstance(error, RegistryError) and isinstance(error.__cause__, OSError):  # no fault of the model's
+                attempt.leave()
+            else:
+                attempt.forget()
             raise
 
 
@@ -137,9 +141,11 @@ class Attempt:
         if self.fetches or not self.found:
             self.remove()
 
-    def forget_if_empty(self) -> None:
-        """Remove the folder where there is nothing in it to go on with."""
-        if self.begun and not any(p.stat().st_size for p in self.folder.iterdir() if p.name != MARKER):
+    def leave(self) -> None:
+        """Leave the folder where there is something in it to go on with: what has come from the hub."""
+        if not isinstance(self.origin, FromHub):
+            self.forget()
+        elif self.folder.is_dir() and not any(p.stat().st_size for p in self.folder.iterdir() if p.name != MARKER):
             self.remove()
 
 
@@ -223,14 +229,15 @@ def alone(registry: Registry, name: str, tell: Callable[[str], None]) -> Iterato
 
 
 @contextlib.contextmanager
-def disk_errors(models_dir: Path) -> Iterator[None]:
+def disk_errors(models_dir: Path, origin: Origin) -> Iterator[None]:
     """Turn what the disk refuses during an import into a HubError."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
+            then = ": it goes on" if isinstance(origin, FromHub) else ""
             raise Unfinished(
-                f"the disk of {models_dir} is full; free some space and run the same import again: it goes on"
+                f"the disk of {models_dir} is full; free some space and run the same import again{then}"
             ) from error
         reason = "a file is in its place" if error.errno in (errno.EEXIST, errno.ENOTDIR) else describe_os_error(error)
         raise HubError(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmlab.errors import TokenizerError
-from lmlab.files import dump_json, read_json, read_object, sha256_bytes, write_atomic
+from lmlab.files import dump_json, plain_os_errors, read_json, read_object, sha256_bytes, write_atomic
 from lmlab.hostile_tokenizers import refuse_hostile, refuse_links_away
 
 Ids = npt.NDArray[np.integer[Any]]  # int32 from a tokenizer; narrower where they are kept
@@ -357,7 +357,7 @@ class HFTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into an existing folder. Raises OSError, TokenizerError on what cannot be written."""
-        with library_errors(f"the tokenizer of {self.folder} cannot be saved", OSError):
+        with library_errors(f"the tokenizer of {self.folder} cannot be saved", OSError), plain_os_errors():
             self.inner.save_pretrained(str(folder))
             if self._put_back is None:  # once, as a large vocabulary takes a second to load
                 self._put_back = self._left_out(folder)

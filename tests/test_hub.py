@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -592,6 +594,52 @@ def test_a_full_disk_is_one_line_and_the_import_goes_on_afterwards(server: HubSe
     server.requests.clear()
     bring(QWEN, models)
     assert "config.json" not in server.downloads()
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond a number of bytes in the block, as where a quota is used up."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+def test_a_disk_that_is_full_when_the_tokenizer_is_tried_out_costs_no_download(
+    server: HubServer, tiny_qwen: Path, models: Path
+) -> None:
+    tokenizer = json.loads((tiny_qwen / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"w{i}": i for i in range(320, 6000)}  # as it is saved, larger than the weights
+    dense = json.dumps(tokenizer, separators=(",", ":"), ensure_ascii=False).encode()
+    files = published(tiny_qwen, **{"tokenizer.json": dense, "vocab.json": None, "merges.txt": None})
+    server.publish("a/b", files)
+    limit = max(map(len, files.values()))
+    with largest_file(limit), pytest.raises(Unfinished, match=r"is full; free some space and run .* it goes on"):
+        hub.import_model("a/b", models_dir=models)
+    server.requests.clear()
+    bring("a/b", models)
+    assert server.downloads() == []
+
+
+@pytest.mark.parametrize("refusal", [OSError(errno.EDQUOT, "Disk quota exceeded"), TimeoutError()])
+def test_what_came_stays_where_the_registry_cannot_be_written(
+    refusal: OSError, server: HubServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lmlab.registry.lock" if isinstance(refusal, TimeoutError) else "lmlab.registry.sync_tree", refuse
+        )
+        patch.setattr(Registry, "importing", lambda *_, **__: contextlib.nullcontext())
+        with pytest.raises(RegistryError):
+            hub.import_model(QWEN, models_dir=models)
+    server.requests.clear()
+    bring(QWEN, models)
+    assert server.downloads() == []
 
 
 @pytest.mark.parametrize("hindrance", ["nobody to ask", "no space"])
