@@ -216,8 +216,13 @@ class Trainer:
                 self.evaluate()
             if due(self.step, self.config.sampling_cadence):
                 self.sample()
-        if due(self.step, self.config.checkpoint_cadence) and self.folder is not None:
+        if due(self.step, self.config.checkpoint_cadence) and self._unsaved:
             self.begin_checkpoint() if self.config.async_checkpoints else self.save_checkpoint()
+
+    @property
+    def _unsaved(self) -> bool:
+        """Whether the run keeps checkpoints, and none of this step: listeners, too, may save."""
+        return self.folder is not None and self._last.get("checkpoint") != self.step
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -241,7 +246,7 @@ class Trainer:
         try:
             if self.config.eval_cadence is not None and self.step == 0 and self._last.get("eval") != 0:
                 self.evaluate()
-            if self.step == 0 and self.folder is not None and ranks.may_restart() and self._last.get("checkpoint") != 0:
+            if self.step == 0 and ranks.may_restart() and self._unsaved:
                 self.save_checkpoint()  # for those that torchrun starts again before the first cadence
             while not (self.finished or should_stop()):
                 with self._steps_kept():
@@ -287,7 +292,7 @@ class Trainer:
                 self.sample()
         if self.folder is not None:
             self._await_saving()
-            if self._last.get("checkpoint") != self.step:
+            if self._unsaved:
                 self.save_checkpoint()
             elif self.progress.claim_best(self.step) and self.world.leads:  # its cadence saved before this evaluation
                 checkpoint.tidy(self.folder / "checkpoints", self.config.keep_checkpoints, best=self.step)
@@ -301,7 +306,7 @@ class Trainer:
         except DivergedError:  # the weights are damaged
             raise
         except Exception:  # of a hook, or of too little memory; alone, as the others do not know of it
-            if self.folder is not None and self.world.alone and self._last.get("checkpoint", 0) != self.step:
+            if self.world.alone and self.step and self._unsaved:
                 try:
                     self.save_checkpoint()
                 except LabError as error:  # what came first is what the user is to read
@@ -341,13 +346,16 @@ class Trainer:
                 max_batches=limit,
                 world=self.world,
             )
+        ruined = math.isnan(evaluation.val_loss)
+        if not ruined:  # told of it, a listener may save; only what the cadence asks for counts towards early stopping
+            self.progress.note(self.step, evaluation.val_loss, counts=due(self.step, self.config.eval_cadence))
         self.tell(
             "eval",
             val_loss=evaluation.val_loss,
             perplexity=evaluation.perplexity,
             bits_per_byte=evaluation.bits_per_byte,
         )
-        if math.isnan(evaluation.val_loss):
+        if ruined:
             raise DivergedError(
                 f"the validation loss of step {self.step} is nan: the weights are ruined. Go back to an earlier checkpoint, "
                 "or start again, with a lower learning_rate, or set grad_clip"
@@ -359,8 +367,6 @@ class Trainer:
                 message=f"the validation loss is {floor_total - evaluation.total:.0f} nats in all below the entropy of "
                 "the text: the model has seen the validation text, or later tokens leak into earlier ones",
             )
-        # Only what the cadence asks for counts towards early stopping: others leave the run as it would be.
-        self.progress.note(self.step, evaluation.val_loss, counts=due(self.step, self.config.eval_cadence))
         return evaluation
 
     @devices.on_its_own()

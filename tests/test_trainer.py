@@ -474,6 +474,40 @@ def test_an_evaluation_after_the_last_steps_checkpoint_still_moves_best(tmp_path
     assert checkpoint.steps(tmp_path / "checkpoints") == [3], "the one that was the best before goes"
 
 
+def saving_each_best(trainer: Trainer) -> None:
+    """A listener of a user's own, that saves where an evaluation is better than those before it."""
+    best = [math.inf]
+
+    def save(event: dict[str, Any]) -> None:
+        if event["event"] == "eval" and event["val_loss"] < best[0]:
+            best[0] = event["val_loss"]
+            trainer.save_checkpoint()
+
+    trainer.listeners.append(save)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_a_listener_saves_at_an_evaluation_is_the_best_with_all_that_is_known_of_it(
+    beside: bool, tmp_path: Path
+) -> None:
+    """Also where the cadence falls on the step that is saved by then."""
+    trainer, told = judged(
+        [9.0, 3.0, 2.0, 4.0],
+        tmp_path,
+        max_steps=6,
+        keep_checkpoints=1,
+        early_stopping_patience=5,
+        async_checkpoints=beside,
+    )
+    saving_each_best(trainer)
+    assert trainer.fit(loader()) == "completed"
+    assert [event["step"] for event in told.of("checkpoint")] == [0, 2, 4, 6]
+    assert best_step(tmp_path) == "4"
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4, 6]
+    state = checkpoint.load(tmp_path / "checkpoints" / "step-00000004").state
+    assert (state["best_val_loss"], state["best_saved_loss"], state["evaluations_without_improvement"]) == (2.0, 2.0, 0)
+
+
 # --- numbers that are not finite ------------------------------------------------------------------------------------
 
 
