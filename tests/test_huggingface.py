@@ -552,6 +552,15 @@ def test_the_inside_of_a_model_can_be_looked_at(folders: dict[str, Path]) -> Non
             assert torch.equal(adapter.logits(ids_BT), logits_BTV)
 
 
+def test_blocks_that_put_out_a_list_are_looked_into(tmp_path: Path) -> None:
+    adapter = load(tiny_models.make(tmp_path / "model", "openai-gpt"))
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        expected = adapter.model(input_ids=ids_BT, output_hidden_states=True).hidden_states
+        for state_BTD, expected_BTD in zip(adapter.hidden_states(ids_BT), expected, strict=True):
+            assert torch.equal(state_BTD, expected_BTD)
+
+
 @pytest.mark.parametrize("family", sorted({*CORE, *OTHERS} - {"opt"}))
 def test_the_last_state_is_read_as_the_logits(folders: dict[str, Path], family: str) -> None:
     adapter = load(folders[family])

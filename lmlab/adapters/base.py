@@ -19,11 +19,11 @@ from lmlab.tokenizers import Tokenizer
 
 
 def capture(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[Tensor]:
-    """What each module put out while `run` ran, in the order in which they did; of a tuple, its first."""
+    """What each module put out while `run` ran, in the order in which they did; of several outputs, the first."""
     outputs: list[Tensor] = []
 
     def record(_module: nn.Module, _arguments: object, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output if isinstance(output, Tensor) else output[0])
 
     handles = [module.register_forward_hook(record) for module in modules]
     try:
