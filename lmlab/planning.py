@@ -5,6 +5,7 @@ B batch, T time.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,18 +157,18 @@ def check_config(
 
     Nothing is trained, and no weights are made or read. data, overrides: as for `lab.build`. world_size: plan for as
     many processes instead, as `plan_together` does with `strategy` and `device_name`. Raises the LabError that training
-    would begin with: ConfigError, ModelNotFound, DataError, TokenizerError, CheckpointError; UsageError on a wrong plan.
+    would begin with: ConfigError, ModelNotFound, DataError, TokenizerError, CheckpointError, UsageError; that on a wrong
+    plan, too.
     """
     if world_size is None and (strategy, device_name) != (None, None):
         raise UsageError("--strategy and --device are of a plan for several processes; give --world-size, too")
     config = read_config(path, **overrides)
-    hooks.activate(config.hooks)
-    if config.model_name is not None:
-        Registry(models_dir).path(config.model_name)
+    refuse_at_once(config, models_dir, here=device_name is None)
     corpus = load_text(data)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     train_ids, val_ids = split_corpus(corpus.encode(tokenizer), config.train_ratio)
     adapter = outline(config, tokenizer, models_dir)
+    refuse_untried(adapter, config)
     device = devices.pick_device()
     found = estimate(adapter, config, device, len(train_ids), len(val_ids))
     together = None
@@ -198,9 +199,7 @@ def refuse(config: TrainingConfig, data: str | Path | None = None, models_dir: s
 
     No weights are made or read; of large text, only whether it is there.
     """
-    hooks.activate(config.hooks)
-    if config.model_name is not None:
-        Registry(models_dir).path(config.model_name)
+    refuse_at_once(config, models_dir)
     tokenizer = loading.named_tokenizer(config, models_dir)
     if not is_large(data):
         corpus = load_text(data)
@@ -208,7 +207,28 @@ def refuse(config: TrainingConfig, data: str | Path | None = None, models_dir: s
         splits = split_corpus(corpus.encode(tokenizer), config.train_ratio)
         loaders(config, *splits, tokenizer.begin_of_text_id, seed=0)
     if config.model_name is not None and tokenizer is not None:
-        outline(config, tokenizer, models_dir)
+        refuse_untried(outline(config, tokenizer, models_dir), config)
+
+
+def refuse_at_once(config: TrainingConfig, models_dir: str | Path | None = None, *, here: bool = True) -> None:
+    """Raise the LabError of what a config asks for that is not there: a hook, a model, or `here`, a compiler."""
+    hooks.activate(config.hooks)
+    if config.model_name is not None:
+        Registry(models_dir).path(config.model_name)
+    if config.compile and here:
+        devices.require_compiler(devices.pick_device())
+
+
+def refuse_untried(adapter: BaseAdapter, config: TrainingConfig) -> None:
+    """Raise the ConfigError of what an outline does not show to hooks or cannot do.
+
+    What hooks read is left to the run where it cannot be made without numbers.
+    """
+    adapter.settle_untried()
+    with contextlib.suppress(RuntimeError):  # torch's, of a tensor without content
+        hooks.try_on(hooks.activate(config.hooks), adapter)
+    if config.activation_checkpointing:
+        adapter.enable_activation_checkpointing()
 
 
 def outline(

@@ -52,6 +52,7 @@ RUN_ARGUMENTS = {
 # Fields by which a run may end at its beginning, with given text and models.
 BEGINNING = (
     "hooks", "model_name", "tokenizer_override", "resize_embeddings", "max_seq_len", "train_ratio", "eval_cadence",
+    "compile", "activation_checkpointing",
 )  # fmt: skip
 SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
 

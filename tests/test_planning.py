@@ -14,9 +14,10 @@ import pytest
 import tiny_models
 import torch
 
+import lmlab
 from lmlab import hub, lab, planning
 from lmlab.config import TrainingConfig
-from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError
+from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError, UsageError
 from lmlab.loading import load_adapter
 from lmlab.together import groups_of
 
@@ -214,6 +215,45 @@ def test_names_that_do_not_exist_are_errors(
 ):
     with pytest.raises(error, match=message):
         planning.check_config(written(tmp_path, **values), corpus)
+
+
+REFUSED = [  # what a run of a model is refused for before its first step
+    ("mamba", {"hooks": ["attention_entropy"]}, ConfigError, "the attention of mamba is not known; leave out"),
+    ("opt", {"hooks": ["activation_stats"]}, ConfigError, "the layers of opt are not known; leave out hooks"),
+    ("openai-gpt", {"activation_checkpointing": True}, ConfigError, "does not work with openai-gpt; set it to false"),
+    (None, {"compile": True}, UsageError, "compile: true needs a C++ compiler, and there is no "),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "error", "message"), REFUSED)
+def test_what_a_run_is_refused_for_at_its_beginning_is_an_error(
+    kind: str | None, values: dict[str, Any], error: type[Exception], message: str,
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    if kind is not None:
+        hub.import_model(str(tiny_models.make(tmp_path / "source", kind)), name=kind)
+    config = {"model_name": kind, "max_seq_len": 16, "max_steps": 1, "batch_size": 2, "n_layers": 1}
+    for refuses in (lab.build, planning.check_config):
+        with pytest.raises(error, match=re.escape(message)):
+            refuses(written(tmp_path, **config, **values), corpus)
+    with pytest.raises(error, match=re.escape(message)):
+        lmlab.sweep(config, [{"seed": 1}, values], corpus, listeners=[])
+    assert len(lmlab.runs()) == 0
+
+
+def test_hooks_are_no_error_where_their_model_shows_what_they_read(tmp_path: Path, corpus: Path, tiny_qwen: str):
+    for name in (tiny_qwen, None):
+        path = written(tmp_path, model_name=name, max_seq_len=16, hooks=["attention_entropy", "activation_stats:3"])
+        assert planning.check_config(path, corpus, activation_checkpointing=True).config.hooks
+
+
+def test_a_compiler_is_not_asked_for_on_devices_that_are_not_here(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    path = written(tmp_path, n_layers=1, d_model=16, n_heads=2, max_seq_len=16, compile=True)
+    assert planning.check_config(path, corpus, world_size=2, device_name="H100").together is not None
 
 
 def test_bad_files_and_bad_data_are_errors(tmp_path: Path, tiny_yaml: Path):
