@@ -131,16 +131,40 @@ TURNS = Turns()  # torch's default generators and its switches are the whole pro
 def on_its_own() -> Iterator[None]:
     """The context of a new model, a step, an evaluation: as in a process that does nothing else.
 
-    What a notebook has set does not count: gradients are on, autocast is off, and a tensor of no said type is fp32. Other
-    threads that come here wait.
+    What a notebook has set does not count: gradients are on, autocast is off, fp32 is multiplied as such, and a tensor of
+    no said type is fp32. Other threads that come here wait.
     """
-    with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast():
+    with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast(), exact_products():
         dtype = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float32)
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply fp32 matrices in fp32, whatever coarser arithmetic a caller allows.
+
+    torch has an older setting for all libraries and newer ones for each, and raises where the older is read while a newer
+    one contradicts it: so it is looked at once those are exact, and set back before they are.
+    """
+    backends: Any = torch.backends
+    libraries = ((backends.cuda.matmul, backends.cudnn), (backends.mkldnn.matmul, backends.mkldnn))
+    newer = [(own, own.fp32_precision, library.fp32_precision) for own, library in libraries]
+    for own, _, _ in newer:
+        own.fp32_precision = "ieee"
+    older = torch.get_float32_matmul_precision()
+    try:
+        if older != "highest":
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if older != "highest":
+            torch.set_float32_matmul_precision(older)
+        for own, precision, of_library in newer:
+            own.fp32_precision = precision if precision != of_library else "none"  # which goes by the library's
 
 
 def row_norms(x: Tensor) -> Tensor:

@@ -39,12 +39,52 @@ def default_type(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def coarse_products(backend: Any, precision: str) -> Iterator[None]:
+    """What the newer of torch's settings of fp32 allow; `none` is how a process begins."""
+    backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        backend.fp32_precision = "none"
+
+
+@contextlib.contextmanager
+def coarser_than_highest(precision: str) -> Iterator[None]:
+    """What the older setting allows. It leaves the newer ones set."""
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend in MATRICES:
+            backend.fp32_precision = "none"
+
+
+def products() -> list[str]:
+    """How fp32 is multiplied, by the newer settings and the older one, which may refuse to be read beside them."""
+    found = [backend.fp32_precision for backend in MATRICES]
+    try:
+        return [*found, torch.get_float32_matmul_precision()]
+    except RuntimeError:
+        return [*found, "refused"]
+
+
+BACKENDS: Any = torch.backends
+MATRICES: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 SETTINGS = {
     "doubles": lambda: default_type(torch.float64),
     "halves": lambda: default_type(torch.bfloat16),
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+PRODUCTS = {
+    "high": lambda: coarser_than_highest("high"),
+    "medium": lambda: coarser_than_highest("medium"),
+    "bf16 for matrices": lambda: coarse_products(MATRICES[1], "bf16"),
+    "bf16 for all": lambda: coarse_products(BACKENDS, "bf16"),
+    "tf32 on GPUs": lambda: coarse_products(MATRICES[0], "tf32"),
 }
 
 
@@ -63,6 +103,40 @@ def test_what_a_notebook_has_set_changes_no_number(setting: str, tmp_path: Path,
     for ours, theirs in zip(trainer.model.parameters(), adapter.parameters(), strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("setting", ["medium", "bf16 for all"])
+def test_coarser_products_elsewhere_change_no_step(setting: str, tmp_path: Path, corpus: Path) -> None:
+    wide = {**CONFIG, "d_model": 128, "d_ff": 256, "max_seq_len": 64, "batch_size": 8, "dropout": 0.0}
+
+    def losses_of(name: str) -> list[float]:
+        trainer = lab.build(wide, corpus, run_name=name, runs_dir=tmp_path)
+        return [
+            trainer.training_step(batch) for batch, _ in zip(trainer.train_dataloader or (), range(6), strict=False)
+        ]
+
+    straight = losses_of("straight")
+    with PRODUCTS[setting]():
+        assert losses_of("beside") == straight
+
+
+@pytest.mark.parametrize("setting", PRODUCTS)
+def test_fp32_is_multiplied_in_fp32_and_what_was_set_comes_back(setting: str) -> None:
+    with PRODUCTS[setting]():
+        here = products()
+        for _ in range(2):
+            with devices.on_its_own():
+                assert set(products()) <= {"none", "ieee", "highest"}
+                assert not MATRICES[0].allow_tf32
+            assert products() == here
+    assert products() == ["none", "none", "highest"]
+
+
+def test_a_setting_for_all_libraries_stays_one() -> None:
+    with coarse_products(BACKENDS, "bf16"), devices.on_its_own():
+        pass
+    with coarse_products(BACKENDS, "tf32"):
+        assert products()[:2] == ["tf32", "tf32"]
 
 
 def test_a_model_is_made_of_fp32_whatever_the_default() -> None:
