@@ -132,15 +132,21 @@ def on_its_own() -> Iterator[None]:
     """The context of a new model, a step, an evaluation: as in a process that does nothing else.
 
     What a notebook has set does not count: gradients are on, autocast is off, fp32 is multiplied as such, and a tensor of
-    no said type is fp32. Other threads that come here wait.
+    no said type or device is fp32 on the processor. Other threads that come here wait.
     """
-    with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast(), exact_products():
+    with TURNS, torch.inference_mode(False), torch.enable_grad(), without_autocast(), exact_products(), on_processor():
         dtype = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float32)
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+def on_processor() -> contextlib.AbstractContextManager[object]:
+    """Make tensors on the processor where a caller's default is another device. A default takes time at every call."""
+    cpu = torch.device("cpu")
+    return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
 
 
 @contextlib.contextmanager

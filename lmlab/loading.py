@@ -66,17 +66,23 @@ def named_tokenizer(config: TrainingConfig, models_dir: Path | str | None = None
 
 @on_its_own()
 def load_model(
-    config: TrainingConfig, tokenizer: Tokenizer, *, seed: int | None = None, models_dir: Path | str | None = None
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int | None = None,
+    models_dir: Path | str | None = None,
+    device: str = "cpu",
 ) -> BaseAdapter:
     """The model of a run: a new Transformer of the config's architecture, or a registered model's weights.
 
-    seed: of new weights, where the config leaves it open. Raises ConfigError where tokenizer and embedding do not fit,
-    ModelNotFound, RegistryError where a file is not as it was registered, and CheckpointError on weights that do not fit.
+    seed: of new weights, where the config leaves it open. device: where these are made. Raises ConfigError where
+    tokenizer and embedding do not fit, ModelNotFound, RegistryError where a file is not as it was registered, and
+    CheckpointError on weights that do not fit.
     """
     adapter: BaseAdapter
     if config.model_name is None:
-        adapter = CustomTransformerAdapter(
-            Transformer(
+        with torch.device(device):
+            model = Transformer(
                 tokenizer.vocab_size,
                 n_layers=config.n_layers,
                 d_model=config.d_model,
@@ -86,7 +92,7 @@ def load_model(
                 max_seq_len=config.max_seq_len,
                 seed=config.seed if config.seed is not None else seed,
             )
-        )
+        adapter = CustomTransformerAdapter(model)
     else:
         adapter = load_adapter(Registry(models_dir).verify(config.model_name), dtype=torch.float32)
     fit(adapter, tokenizer, config)

@@ -240,8 +240,7 @@ def outline(
     """
     adapter: BaseAdapter
     if config.model_name is None:
-        with torch.device(device):
-            return loading.load_model(config, tokenizer)
+        return loading.load_model(config, tokenizer, device=device)
     registry = Registry(models_dir)
     folder = registry.path(config.model_name)
     if registry.get(config.model_name).architecture_type == CustomTransformerAdapter.architecture_type:

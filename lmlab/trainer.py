@@ -447,6 +447,7 @@ class Trainer:
         self._beside.begin(self._begin_saving(None, None, copied=True))
         self._last["checkpoint"] = self.step
 
+    @devices.on_its_own()
     def _begin_saving(
         self, folder: Path | None, tokenizer: Tokenizer | None, *, copied: bool
     ) -> Callable[[ranks.World], None]:

@@ -72,12 +72,26 @@ def products() -> list[str]:
 
 BACKENDS: Any = torch.backends
 MATRICES: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    before = torch.get_default_device()
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None if before == torch.device("cpu") else before)
+
+
 SETTINGS = {
     "doubles": lambda: default_type(torch.float64),
     "halves": lambda: default_type(torch.bfloat16),
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another device": lambda: default_device("meta"),
+    "another device for a block": lambda: torch.device("meta"),
 }
 PRODUCTS = {
     "high": lambda: coarser_than_highest("high"),
