@@ -35,6 +35,7 @@ PROCESS = "process.json"  # who trains, for those who want to stop it
 STOP = "stop"  # while this file is there, who trains where no signal reaches is asked to save and end
 REMARKS = "notes.json"
 CHUNK = 1 << 20
+TAIL = 256  # bytes before what is new that tell whether a log is still the one that was read
 A_STEP = b'{"event": "step", '  # how the line of a step begins
 LONGEST_LINE = 64 << 20  # a longer line is no event of ours; reading it would only cost memory
 
@@ -50,7 +51,7 @@ class Record(History):
         self.folder = absolute(Path(folder))  # the current folder may change
         if not self.folder.is_dir():
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
-        self._offset, self._inode = 0, -1
+        self._offset, self._inode, self._tail = 0, -1, b""
         self.refresh()
 
     def __fspath__(self) -> str:
@@ -82,21 +83,24 @@ class Record(History):
         return self.folder / LOG
 
     def refresh(self) -> bool:
-        """Read the log's new lines. True where there were any, or the log was replaced. Cost: the new bytes alone."""
+        """Read the log's new lines. True where there were any, or the log was replaced. Cost: the new bytes and TAIL."""
         if not os.path.isfile(self.log_path):  # none yet; and a device or a pipe may never end
             return False
         try:
             with open(self.log_path, "rb") as file:
-                state = os.fstat(file.fileno())
-                replaced = state.st_ino != self._inode or state.st_size < self._offset
-                if replaced:  # resumed at an earlier checkpoint: the log was rewritten without what came after it
+                inode = os.fstat(file.fileno()).st_ino  # a freed one is given to the next file
+                file.seek(self._offset - len(self._tail))
+                replaced = inode != self._inode or file.read(len(self._tail)) != self._tail
+                if replaced:  # resumed at an earlier checkpoint, or deleted and trained again
                     self._forget()
-                    self._offset, self._inode = 0, state.st_ino
+                    self._offset, self._inode, self._tail = 0, inode, b""
                 file.seek(self._offset)
                 before = self._offset
                 for line, end in self._lines(file.read):
                     self._take(line)
                     self._offset = before + end
+                file.seek(max(self._offset - TAIL, 0))
+                self._tail = file.read(min(TAIL, self._offset))
                 return replaced or self._offset > before
         except OSError:
             return False  # it cannot be read: the record stays as it is

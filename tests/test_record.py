@@ -26,7 +26,7 @@ from lmlab.comparison import Difference, comparison, distinct, final_loss, small
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
-from lmlab.record import RUN_LOCK, Glance, Record, delete_run, find_run, find_runs
+from lmlab.record import RUN_LOCK, TAIL, Glance, Record, delete_run, find_run, find_runs
 from lmlab.views import cards
 
 EVERY_PROPERTY = (
@@ -147,13 +147,13 @@ def test_a_log_cut_at_every_byte_gives_every_whole_event(tmp_path):
     assert snapshot(follower) == snapshot(Record(cut)) | {"run_id": "run"}
 
 
-def test_refresh_reads_the_new_bytes_alone(tmp_path):
+def test_refresh_reads_the_new_bytes_and_a_tail_of_the_old_alone(tmp_path):
     log = write_run(tmp_path / "run", steps=20, status=None) / "log.jsonl"
     record = Record(tmp_path / "run")
     before = record.series("loss")[1].tolist()
     size = log.stat().st_size
     with open(log, "r+b") as file:  # what was read is spoiled in place: a second look at it would show
-        file.write(b"x" * (size - 1))
+        file.write(b"x" * (size - TAIL))
     run = RunWriter(tmp_path / "run", BEGAN + timedelta(minutes=1))
     run.step(21, 0.25)
     assert record.refresh()
@@ -173,6 +173,19 @@ def test_a_log_that_was_rewritten_is_read_anew(tmp_path):
     assert record.refresh()
     assert snapshot(record) == snapshot(Record(folder))
     assert record.series("loss")[0].tolist() == list(range(1, 60)), "no step twice"
+
+
+@pytest.mark.parametrize("kind", [Record, Glance])
+@pytest.mark.parametrize("steps", [3, 60])
+def test_a_run_that_was_deleted_and_trained_again_is_read_anew(tmp_path, kind, steps):
+    record = kind(write_run(tmp_path / "run", steps=20))
+    other = write_run(tmp_path / "other" / "run", steps=steps, seed=1)
+    record.log_path.write_bytes((other / "log.jsonl").read_bytes())  # in place, as where the inode is handed out again
+    assert record.refresh()
+    assert snapshot(record) == snapshot(kind(other)) | {
+        name: getattr(record, name) for name in ("newest_checkpoint", "best_checkpoint")
+    }
+    assert not record.refresh(), "nothing new"
 
 
 def test_damaged_lines_are_counted_and_passed_over(tmp_path):
