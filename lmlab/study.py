@@ -381,11 +381,21 @@ class Look:
         return f"Look at {' '.join(self.tokens)!r}: .attention(), .lens()"
 
     def _repr_html_(self) -> str:
+        n_layers, n_heads = self.probabilities_LHTT.shape[:2]
+        if n_layers * n_heads > plots.MOST_PANELS:
+            maps = _line(
+                f"{n_layers} layers × {n_heads} heads are too many for one figure: look.attention(layers=[…], heads=[…])"
+            )
+        else:
+            maps = figure_html(self.attention())
         try:
-            lens = figure_html(self.lens())
+            return maps + figure_html(self.lens())
         except ConfigError as error:  # of a model whose last parts are not known
-            lens = page(element("div", escape(error), "lm-dim"))
-        return figure_html(self.attention()) + lens
+            return maps + _line(str(error))
+
+
+def _line(text: str) -> str:
+    return page(element("div", escape(text), "lm-dim"))
 
 
 def look(run: Source, text: str, *, models_dir: str | Path | None = None) -> Look:

@@ -253,6 +253,17 @@ def test_look_has_the_model_s_own_numbers(run: lab.Run):
         lab.look(run, "The cat " * 20)
 
 
+def test_a_look_shows_itself_also_where_a_figure_has_no_room_for_all_maps(tiny: Settings, corpus: Path):
+    deep = lab.run(tiny, corpus, n_layers=9, n_heads=8, max_steps=1, listeners=[])
+    look = lab.look(deep, "The cat")
+    shown = look._repr_html_()
+    assert "9 layers × 8 heads are too many for one figure: look.attention(layers=[…], heads=[…])" in shown
+    assert shown.count("<img ") == 1  # the lens
+    assert len(look.attention(layers=[1, 9], heads=[0, 7]).axes) == 5
+    with pytest.raises(UsageError, match="choose layers and heads"):
+        look.attention()
+
+
 def test_a_model_is_imported_once_and_names_are_counted_on():
     entry = lab.get_model("builtin:tiny-qwen", "tiny")
     assert lab.get_model("builtin:tiny-qwen", "tiny") == entry
