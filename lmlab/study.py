@@ -314,16 +314,16 @@ def microscope(
     """A text with every token coloured by the loss it costs a model; ids and boundaries on hover.
 
     run: a run or a registered model's name, or several that share a tokenizer, side by side. before: show a run's
-    oldest checkpoint, too.
+    oldest checkpoint, too. Raises UsageError where there is none, as of a registered model.
     """
     readings: dict[str, list[float | None]] = {}
     tokenizer: Tokenizer | None = None
     ids: list[int] = []
     for label, source in by_label(run).items():
-        oldest = source.checkpoints()[0] if before and isinstance(source, Run) and source.checkpoints() else None
         models = {label: load_source(source, models_dir)[:2]}
-        if oldest is not None and isinstance(source, Run):
-            models = {f"{label}, {oldest.name}": source.load(oldest), f"{label}, newest": models[label]}
+        if before:
+            trained, oldest = oldest_checkpoint(source, models_dir)
+            models = {f"{label}, {oldest.name}": trained.load(oldest), f"{label}, newest": models[label]}
         for title, (adapter, own) in models.items():
             if tokenizer is not None and own.identifier != tokenizer.identifier:
                 raise UsageError(
@@ -335,6 +335,18 @@ def microscope(
     if tokenizer is None:
         raise UsageError("there is no run to look through; give one or more")
     return microscope_view(tokenizer.pieces(ids), ids, readings)
+
+
+def oldest_checkpoint(source: Source, models_dir: str | Path | None) -> tuple[Run, Path]:
+    """The run that a source is, and its oldest checkpoint. Raises UsageError where there is none."""
+    if isinstance(source, Run) or str(source) not in Registry(models_dir).names():
+        run = read_now(source)
+        if checkpoints := run.checkpoints():
+            return run, checkpoints[0]
+        source = run.title
+    raise UsageError(
+        f"{source} has no checkpoint to show the model before; give a run that saved one, or leave before out"
+    )
 
 
 def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:

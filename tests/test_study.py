@@ -229,6 +229,11 @@ def test_the_microscope_reads_models_and_earlier_checkpoints(run: lab.Run):
     earlier = repr(lab.microscope(run, text, before=True))
     assert "one, step-00000003" in earlier
     assert "one, newest" in earlier
+    for named in ("one", str(run.folder), run.folder):
+        assert repr(lab.microscope({"one": named}, text, before=True)) == earlier
+    for model in ("kept", Path("models/kept"), run.newest_checkpoint):
+        with pytest.raises(UsageError, match=r"has no checkpoint to show .* or leave before out"):
+            lab.microscope(model, text, before=True)
     with pytest.raises(UsageError, match="too few"):
         lab.microscope(run, "a")
 
