@@ -15,7 +15,9 @@ import tiny_models
 import torch
 
 import lmlab as lab
+from lmlab import cli
 from lmlab.errors import CheckpointError, ConfigError, DataError, ModelNotFound, RunError, TokenizerError, UsageError
+from lmlab.views import cards
 
 Settings = dict[str, object]
 
@@ -411,6 +413,18 @@ def test_a_run_may_be_given_by_its_folder_or_its_id(run: lab.Run, tiny: Settings
         assert lab.look(one, "The cat").tokens == list("The cat")
     with pytest.raises(RunError, match=r"no run in .*nothing: there is no such folder; `list-runs` shows"):
         lab.compare("nothing")
+
+
+def test_the_card_of_a_run_that_early_stopping_ended_says_how_to_go_on(tiny: Settings, corpus: Path):
+    changes = {"eval_cadence": 1, "early_stopping_patience": 1, "learning_rate": 1e-12}
+    run = lab.run(tiny, corpus, run_name="early", listeners=[], **changes)
+    assert run.status == "completed"
+    assert run.step < 6
+    command = cards.resume_command(run)
+    assert command == "python main.py --resume runs/early --set early_stopping_patience=null"
+    assert cli.main(command.removeprefix("python main.py ").split()) == 0
+    run.refresh()
+    assert (run.status, run.step) == ("completed", 6)
 
 
 def test_whatever_takes_a_path_takes_a_run(run: lab.Run):

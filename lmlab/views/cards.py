@@ -42,12 +42,15 @@ def shown_path(path: Path) -> str:
 
 
 def resume_command(record: Record) -> str | None:
-    """The shell command that goes on with a run; None where it has no checkpoint. A completed run needs a new end."""
+    """The shell command that goes on with a run; None where it has no checkpoint. A completed run needs a new end, or,
+    where early stopping ended it, to go on without that."""
     if record.newest_checkpoint is None:
         return None
     command = f"python main.py --resume {shlex.quote(shown_path(record.folder))}"
     if record.max_steps is not None and record.step >= record.max_steps:
         command += f" --max-steps {2 * record.max_steps}"
+    elif record.status == "completed":
+        command += " --set early_stopping_patience=null"
     return command
 
 
