@@ -32,6 +32,7 @@ from lmlab.record import LOG
 from lmlab.tokenizers import SEPARATOR, Tokenizer
 
 DECODED_AT_ONCE = 1 << 20  # tokens
+READ_AT_ONCE = 512  # tokens of one text
 LEAK_NATS = 20.0  # a total this far below the entropy of the text cannot be luck: e^-20 is one in 500 million
 
 
@@ -117,6 +118,27 @@ def token_losses(adapter: BaseAdapter, inputs_BT: Tensor, targets_BT: Tensor) ->
     with in_mode(adapter, training=False):
         logits_BTV = adapter.logits(inputs_BT).float()
     return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
+
+
+@torch.no_grad()
+def text_losses(adapter: BaseAdapter, ids_T: Tensor) -> Tensor:
+    """The loss of every token of a text in nats but for the first, losses_T in fp32. Dropout is off.
+
+    A long text is read in pieces, each document with a cache of its own, so that memory grows with its length alone.
+    """
+    inputs_T, targets_T = ids_T[:-1], ids_T[1:]
+    if len(inputs_T) <= READ_AT_ONCE:
+        return token_losses(adapter, inputs_T[None], targets_T[None])[0]
+    ends = [] if adapter.end_of_text_id is None else (inputs_T == adapter.end_of_text_id).nonzero().flatten().tolist()
+    losses: list[Tensor] = []
+    with in_mode(adapter, training=False):
+        for start, stop in itertools.pairwise([0, *(end + 1 for end in ends), len(inputs_T)]):
+            cache = adapter.reading_cache(1)
+            for at in range(start, stop, READ_AT_ONCE):
+                piece = slice(at, min(at + READ_AT_ONCE, stop))
+                logits_TV = adapter.logits(inputs_T[None, piece], cache)[0].float()
+                losses.append(F.cross_entropy(logits_TV, targets_T[piece], reduction="none"))
+    return torch.cat(losses)
 
 
 def losses_by_position(adapter: BaseAdapter, loader: DataLoader) -> Tensor:

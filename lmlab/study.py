@@ -19,7 +19,7 @@ from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import ConfigLike, read_config
 from lmlab.entries import Entry
 from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
-from lmlab.evaluate import token_losses
+from lmlab.evaluate import text_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.lab import Run
@@ -350,12 +350,14 @@ def oldest_checkpoint(source: Source, models_dir: str | Path | None) -> tuple[Ru
 
 
 def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:
-    """The loss of every token of a text in nats; None for the first, which nothing comes before."""
+    """The loss of every token of a text in nats; None for the first, which nothing comes before. Raises UsageError."""
     if len(ids) < 2:
         raise UsageError(f"{len(ids)} tokens are too few to look at; give a longer text")
-    ids_BT = torch.tensor([list(ids)], device=next(adapter.parameters()).device)
-    losses_BT = token_losses(adapter, ids_BT[:, :-1], ids_BT[:, 1:])
-    return [None, *losses_BT[0].tolist()]
+    if adapter.max_positions is not None and len(ids) > adapter.max_positions:
+        raise UsageError(
+            f"the text has {len(ids):,} tokens, and the model takes {adapter.max_positions:,} in all; shorten it"
+        )
+    return [None, *text_losses(adapter, torch.tensor(ids, device=next(adapter.parameters()).device)).tolist()]
 
 
 class Look:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from peak import output_of
 from tiny_config import TINY
 
 import lmlab.evaluate as evaluate_module
 from lmlab import lab, storybook
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.data import DataLoader, WindowDataset, load_text
-from lmlab.evaluate import Evaluation, count_bytes, evaluate, losses_by_position, token_losses
+from lmlab.evaluate import Evaluation, count_bytes, evaluate, losses_by_position, text_losses, token_losses
+from lmlab.loading import load_adapter
 from lmlab.tokenizers import CharTokenizer, HFTokenizer
 from lmlab.transformer import Transformer
 
@@ -145,6 +147,39 @@ def test_losses_by_token_and_position_add_up_to_the_whole() -> None:
     counts = torch.tensor([11, 11] + [10] * 6)
     assert float((by_position * counts).sum()) == pytest.approx(total_by_hand(model, tokens, 8), rel=1e-5)
     assert torch.allclose(by_position[2:], torch.cat(losses)[:10].mean(dim=0)[2:].double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["custom", "qwen2", "qwen3", "gpt2", "mamba"])
+def test_a_text_that_is_read_in_pieces_costs_what_it_costs_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model: Any = adapter() if family == "custom" else load_adapter(tiny_models.make(tmp_path, family))
+    model.end_of_text_id, ids_T = 3, torch.from_numpy(ids(90)).long()
+    ids_T[ids_T == 3], ids_T[[0, 49, 50, 88]] = 4, 3  # a long document, an empty one, one of several pieces
+    whole_T = text_losses(model, ids_T)
+    assert torch.equal(whole_T, token_losses(model, ids_T[None, :-1], ids_T[None, 1:])[0])
+    monkeypatch.setattr(evaluate_module, "READ_AT_ONCE", 7)
+    torch.testing.assert_close(text_losses(model, ids_T), whole_T, rtol=1e-4, atol=1e-4)
+
+
+def test_the_memory_of_reading_a_text_grows_with_its_length_alone() -> None:
+    """In one row, 10,000 tokens take 0.8 GB."""
+    code = """
+import torch
+from peak import peak_bytes
+from lmlab.adapters.custom import CustomTransformerAdapter
+from lmlab.evaluate import text_losses
+from lmlab.transformer import Transformer
+
+shape = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 64, "dropout": 0.0, "max_seq_len": 64}
+model = CustomTransformerAdapter(Transformer(60, **shape))
+ids_T = torch.randint(60, (10_001,))
+text_losses(model, ids_T[:1025])
+before = peak_bytes()
+text_losses(model, ids_T)
+print(peak_bytes() - before)
+"""
+    assert int(output_of(code)) < 100e6
 
 
 # --- the floor ----------------------------------------------------------------------------------------------------

@@ -240,6 +240,12 @@ def test_the_microscope_reads_models_and_earlier_checkpoints(run: lab.Run):
         lab.microscope(run, "a")
 
 
+def test_a_text_that_is_longer_than_a_model_takes_is_refused_in_one_line():
+    lab.get_model("builtin:tiny-qwen", "tiny")
+    with pytest.raises(UsageError, match=r"the text has .* tokens, and the model takes 512 in all; shorten it"):
+        lab.microscope("tiny", "The cat saw a ball. " * 512)
+
+
 def test_models_that_cut_text_differently_are_not_read_together(run: lab.Run, tiny: Settings):
     other = lab.run(tiny, "storybook:6000", listeners=[])
     with pytest.raises(UsageError, match="cut text differently"):

@@ -91,6 +91,10 @@ class BaseAdapter(nn.Module, ABC):
     def new_cache(self, batch_size: int) -> Any:
         """An empty key-value cache for `logits`."""
 
+    def reading_cache(self, batch_size: int) -> Any:
+        """As `new_cache`, for a text that is read in pieces of many tokens."""
+        return self.new_cache(batch_size)
+
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """What `config.json` holds: enough to make the module again, with its `model_type`."""

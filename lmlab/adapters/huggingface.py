@@ -141,6 +141,10 @@ class CausalLMAdapter(BaseAdapter):
         """An empty key-value cache for `logits`; it takes the batch size from the first tokens."""
         if self.short_length is None and self._decodes():
             return Decoding(self.model)
+        return self.reading_cache(batch_size)
+
+    def reading_cache(self, batch_size: int) -> DynamicCache | Replay:
+        """As `new_cache`, for a text that is read in pieces of many tokens, which `Decoding` takes one by one."""
         if not self._goes_on():
             return Replay()
         if self.short_length is not None:
