@@ -12,10 +12,23 @@ class LabError(Exception):
     exit_code = 1
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows in place of a traceback, as the command line does; LMLAB_DEBUG=1 asks for all of it."""
+        """What a notebook shows in place of a traceback, as the command line does; LMLAB_DEBUG=1 asks for all of it.
+
+        A notebook keeps its last error, and with that every variable of what failed: without LMLAB_DEBUG they are let go,
+        so that the memory of a model and its activations is free for the next try.
+        """
         if os.environ.get("LMLAB_DEBUG"):
             return traceback.format_exception(self)
+        let_go(self)
         return [f"{type(self).__name__}: {self}"]
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames of an error and of those that led to it; what still runs is left alone."""
+    chain = [error]
+    for each in chain:
+        traceback.clear_frames(each.__traceback__)
+        chain += [led for led in (each.__cause__, each.__context__) if led is not None and led not in chain]
 
 
 class LabWarning(UserWarning):

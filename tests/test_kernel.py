@@ -180,6 +180,29 @@ def test_an_error_of_ours_is_one_line(kernels: Callable[[], Kernel]):
     assert reply["traceback"][0].startswith("ConfigError: ")
 
 
+def test_a_run_that_ended_in_an_error_gives_its_memory_back(
+    kernels: Callable[[], Kernel], tiny: dict[str, object], corpus: Path
+):
+    kernel = kernels()
+    kernel.do(
+        "import gc, os, weakref\nimport torch\nfrom lmlab.hooks import HOOKS, Hook\nkept = []\n"
+        "class TooLarge(Hook):\n"
+        "    name = 'too_large'\n"
+        "    def measure(self, model, inputs_BT):\n"
+        "        activations = torch.zeros(1000)\n"
+        "        kept.extend(map(weakref.ref, (model, activations)))\n"
+        "        raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        "HOOKS['too_large'] = TooLarge"
+    )
+    cell = f"kept.clear()\nlab.run({tiny!r}, {str(corpus)!r}, hooks=['too_large:1'])"
+    for debugging, survivors in (("", 0), ("1", 2)):  # where a debugger is to look into the frames
+        kernel.do(f"os.environ['LMLAB_DEBUG'] = {debugging!r}")
+        reply, _ = kernel.finish(kernel.begin(cell))
+        assert reply["ename"] == "OutOfMemory"
+        seen = kernel.do("_ = gc.collect()", alive="sum(each() is not None for each in kept)")
+        assert seen["alive"] == survivors
+
+
 def test_running_a_cell_20_times_leaves_figures_widgets_and_memory_level(
     kernels: Callable[[], Kernel], tiny: dict[str, object], corpus: Path
 ):
