@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def test_the_log_of_a_run_cut_at_every_byte(corpus: Path) -> None:
 
 def kill_and_resume_20_times(corpus: str) -> None:
     draw, kills = random.Random(0), 0
-    lab.run({**CONFIG, "max_steps": 1}, corpus, run_name="warm", runs_dir="runs", listeners=[])
+    for name in ("cold", "warm"):
+        began = time.monotonic()
+        lab.run({**CONFIG, "max_steps": 3}, corpus, run_name=name, runs_dir="runs", listeners=[])
+    longest = max(0.5, 4 * (time.monotonic() - began))  # of a session: enough to begin and train in, on a busy machine, too
 
     def work() -> None:
         if checkpoint.steps(LOG.parent / "checkpoints"):
@@ -50,7 +54,7 @@ def kill_and_resume_20_times(corpus: str) -> None:
             lab.run({**CONFIG, "max_steps": 10**6}, corpus, run_name="r", runs_dir="runs", listeners=[])
 
     while kills < 20:
-        _, status = kill_at_random(work, 0.5, draw)
+        _, status = kill_at_random(work, longest, draw)
         if LOG.exists() and not checkpoint.steps(LOG.parent / "checkpoints"):
             files.remove_tree(LOG.parent)  # killed before its first checkpoint: it begins anew
             continue
