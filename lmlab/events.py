@@ -160,10 +160,10 @@ def superseded_log(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.superseded-{number}{path.suffix}")
 
 
-def supersede(path: Path, step: int, number: int = 1) -> Path | None:
+def supersede(path: Path, step: int, number: int) -> Path | None:
     """Move what a log holds after `step` to `log.superseded-N.jsonl`, for a run that goes on from an earlier step.
 
-    number: N is the first from there on that is free. What stays are the events up to `step` in the order they came,
+    number: an N that is free. What stays are the events up to `step` in the order they came,
     without a `run_end` after it. Returns the new file, or None where nothing came after. Raises OSError.
     """
     events = read(path)
@@ -177,8 +177,7 @@ def supersede(path: Path, step: int, number: int = 1) -> Path | None:
         (later if beyond else kept).append(event)
     if not any(event["event"] != "run_end" for event in later):
         return None
-    while (target := superseded_log(path, number)).exists():
-        number += 1
+    target = superseded_log(path, number)
     write_atomic(target, b"".join(encode(event) for event in later))
     write_atomic(path, b"".join(encode(event) for event in kept))
     return target

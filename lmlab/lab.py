@@ -68,7 +68,7 @@ def build(
     config, world = read_config(config, **overrides), ranks.join()
     seed = choose_seed(config, world)
     folder = Path(world.first(lambda: new_run_folder(runs_dir, run_name)))
-    origin = loading.origin_of(config, models_dir)
+    ancestry = loading.ancestry_of(config, models_dir)
     corpus = load_text(data)
     world.agree("text to train on", corpus.sha256)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
@@ -76,8 +76,8 @@ def build(
     adapter = loading.load_model(config, tokenizer, seed=seed, models_dir=models_dir)
     facts = {
         "kind": "new" if config.model_name is None else "fine-tune",
-        "model": {**adapter.describe(), **origin.pop("model")},
-        **origin,
+        "model": {**adapter.describe(), **ancestry.pop("model")},
+        **ancestry,
     }
     return new_trainer(adapter, config, tokenizer, batches, folder=folder, seed=seed, facts=facts)
 

@@ -112,7 +112,7 @@ def fit(adapter: BaseAdapter, tokenizer: Tokenizer, config: TrainingConfig) -> N
     adapter.use_tokenizer(tokenizer)
 
 
-def origin_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:
+def ancestry_of(config: TrainingConfig, models_dir: Path | str | None = None) -> dict[str, Any]:
     """Where a new run's weights come from, for its log and checkpoints. Raises ModelNotFound."""
     if config.model_name is None:
         model = {"model_name": None, "model_id": None, "source": "scratch"}

@@ -228,14 +228,14 @@ def test_what_came_after_a_step_is_superseded(tmp_path: Path) -> None:
     log.write("run_end", 3, status="stopped")
     log.close()
     before = path.read_bytes()
-    assert events.supersede(path, 3) is None
+    assert events.supersede(path, 3, 1) is None
     assert path.read_bytes() == before
-    aside = events.supersede(path, 2)
+    aside = events.supersede(path, 2, 1)
     assert aside == tmp_path / "log.superseded-1.jsonl"
     assert path.read_bytes() + aside.read_bytes() == before
     assert [event.get("step") for event in events.read(path)] == [None, 1, 2]
     assert [event["event"] for event in events.read(aside)] == ["step", "run_end"]
     write_steps(path, [None, 3, 4])  # a second session, then back to before it
-    assert events.supersede(path, 1) == tmp_path / "log.superseded-2.jsonl"
+    assert events.supersede(path, 1, 2) == tmp_path / "log.superseded-2.jsonl"
     assert [event.get("step") for event in events.read(path)] == [None, 1]
     assert [event.get("step") for event in events.read(tmp_path / "log.superseded-2.jsonl")] == [2, None, 3, 4]

@@ -165,7 +165,7 @@ def test_refresh_reads_the_new_bytes_and_a_tail_of_the_old_alone(tmp_path):
 def test_a_log_that_was_rewritten_is_read_anew(tmp_path):
     folder = write_run(tmp_path / "run", steps=30)
     record = Record(folder)
-    events.supersede(folder / "log.jsonl", 10)
+    events.supersede(folder / "log.jsonl", 10, 1)
     run = RunWriter(folder, BEGAN + timedelta(hours=1))
     run.start("resumed")
     for step in range(11, 60):

@@ -45,7 +45,9 @@ def kill_and_resume_20_times(corpus: str) -> None:
     for name in ("cold", "warm"):
         began = time.monotonic()
         lab.run({**CONFIG, "max_steps": 3}, corpus, run_name=name, runs_dir="runs", listeners=[])
-    longest = max(0.5, 4 * (time.monotonic() - began))  # of a session: enough to begin and train in, on a busy machine, too
+    longest = max(
+        0.5, 4 * (time.monotonic() - began)
+    )  # of a session: enough to begin and train in, on a busy machine, too
 
     def work() -> None:
         if checkpoint.steps(LOG.parent / "checkpoints"):
