@@ -39,6 +39,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LARGEST = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes; other files but weights: LARGEST_OTHER
 LARGEST_OTHER = 256 << 20
 TINY_PARAMETERS = 1_116_288  # of builtin:tiny-qwen
+FACTORS = ("rope_freqs.", "rope_factors_")  # begin the names of a GGUF file's numbers for positions
 PROBE = 8  # tokens of the forward pass that a newcomer has to survive
 
 
@@ -161,6 +162,8 @@ def gguf_errors(path: Path) -> Iterator[None]:
         raise HubError("reading a .gguf file needs the extra `gguf`: pip install 'lmlab[gguf]'") from error
     try:
         yield
+    except HubError:
+        raise
     except Exception as error:  # the readers raise whatever a damaged file makes of them; all of it means the same here
         raise HubError(f"{path} cannot be read as a GGUF model: {one_line(error)}; choose another file") from error
 
@@ -190,9 +193,31 @@ def scales_positions(reader: Any) -> bool:
     if architecture == "gpt-oss":  # the one that it reads all of
         return False
     scaling = reader.get_field(f"{architecture}.rope.scaling.type")
-    factors = [tensor for tensor in reader.tensors if tensor.name.startswith(("rope_freqs.", "rope_factors_"))]
+    factors = [tensor for tensor in reader.tensors if tensor.name.startswith(FACTORS)]
     named = scaling is not None and scaling.contents() != "none"
     return named or any(bool((tensor.data != 1).any()) for tensor in factors)
+
+
+def refuse_left_out(path: Path, values: dict[str, Any], model: Any) -> None:
+    """Raise HubError where a GGUF file holds tensors that transformers has no place for, and would drop without a word.
+
+    values: the config as transformers reads it. model: what it describes, on the meta device.
+    """
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    reader = GGUFReader(path)
+    architecture = reader.get_field("general.architecture").contents()
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=values)
+    places = get_gguf_hf_weights_map(model, processor)  # those of experts are named without the ending
+    names = [tensor.name for tensor in reader.tensors if not tensor.name.startswith(FACTORS)]
+    left_out = [name for name in names if name not in places and name.removesuffix(".weight") not in places]
+    if left_out:
+        named = one_line(", ".join(left_out[:3]), 120) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+        raise HubError(
+            f"{path} cannot be taken over whole: transformers reads no {one_line(architecture)} with {named}; import the "
+            "original model"
+        )
 
 
 def convert_gguf(path: Path, target: Path) -> None:
@@ -213,6 +238,7 @@ def convert_gguf(path: Path, target: Path) -> None:
             config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
             with torch.device("meta"):
                 model = model_class(config)(config)
+            refuse_left_out(path, values, model)
             tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
             with tempfile.TemporaryDirectory() as alone:  # else the tokenizer would be read from what lies beside it
                 (Path(alone) / "model.gguf").symlink_to(path.resolve())

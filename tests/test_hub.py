@@ -267,9 +267,8 @@ def write_gguf(path: Path, folder: Path, scaling: str | None = None, factors: An
     for name, array in tensors.items():
         heads = {"q_proj": n_heads, "k_proj": n_kv_heads}.get(name.split(".")[-2])
         if heads is not None:  # llama.cpp interleaves the halves of each head
-            rows, columns = array.shape
-            array = array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+            array = array.reshape(heads, 2, array.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
     if scaling is not None:
         writer.add_string("llama.rope.scaling.type", scaling)
     if factors is not None:
@@ -331,6 +330,15 @@ def test_a_gguf_file_with_positions_that_are_not_read_is_refused(models: Path, t
         assert "scales its positions" in refused(str(tmp_path / f"{name}.gguf"), models)
     write_gguf(tmp_path / "plain.gguf", folder, scaling="none", factors=one)
     bring(str(tmp_path / "plain.gguf"), models)
+
+
+def test_a_gguf_file_with_weights_that_are_not_taken_over_is_refused(models: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "biased.gguf", tiny_models.make(tmp_path / "llama", "llama", attention_bias=True))
+    refusal = refused(str(tmp_path / "biased.gguf"), models)
+    assert "cannot be taken over whole: transformers reads no llama with blk.0.attn_k.bias, " in refusal
+    assert "and 5 more; import the original model" in refusal
+    write_gguf(tmp_path / "tied.gguf", tiny_models.make(tmp_path / "tied", "llama", tie_word_embeddings=True))
+    bring(str(tmp_path / "tied.gguf"), models)
 
 
 def test_nothing_happens_without_a_yes(server: HubServer, models: Path) -> None:
