@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmlab import gguf_header, plain_yaml
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
-from lmlab.files import describe_os_error, dump_json, read_json, read_object, stays_in, write_atomic
+from lmlab.files import describe_os_error, dump_json, plain_os_errors, read_json, read_object, stays_in, write_atomic
 from lmlab.hostile_tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 from lmlab.words import one_line
 
@@ -221,9 +221,8 @@ def refuse_left_out(path: Path, values: dict[str, Any], model: Any) -> None:
 
 
 def convert_gguf(path: Path, target: Path) -> None:
-    """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError."""
+    """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError, OSError."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import CONFIG_MAPPING, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -245,18 +244,18 @@ def convert_gguf(path: Path, target: Path) -> None:
                 tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
-    with quiet():
-        tokenizer.save_pretrained(str(target))
-    config.save_pretrained(str(target))
     plain = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
-    try:
+    with quiet(), plain_os_errors():
+        tokenizer.save_pretrained(str(target))
+        config.save_pretrained(str(target))
         save_file(plain, target / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # which wraps what the disk said; of the file, all is read
-        raise HubError(f"cannot write the weights of {path.name}: {one_line(error, 100)}; free some space") from error
 
 
 def make_tiny_qwen(target: Path) -> None:
-    """Write a random Qwen 2 of 1.1 million parameters with a byte-level BPE trained on the storybook, always the same."""
+    """Write a random Qwen 2 of 1.1 million parameters with a byte-level BPE trained on the storybook, always the same.
+
+    Raises OSError.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -271,9 +270,7 @@ def make_tiny_qwen(target: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([storybook.generate(200_000, seed=0)], trainer)
-    tokenizer.save(str(target / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": end, "pad_token": end, "model_max_length": 512}
-    write_atomic(target / "tokenizer_config.json", dump_json(settings))
     config = Qwen2Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=128,
@@ -287,7 +284,11 @@ def make_tiny_qwen(target: Path) -> None:
     )
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Qwen2ForCausalLM(config).save_pretrained(target)
+        model = Qwen2ForCausalLM(config)
+    with quiet(), plain_os_errors():
+        tokenizer.save(str(target / "tokenizer.json"))
+        write_atomic(target / "tokenizer_config.json", dump_json(settings))
+        model.save_pretrained(target)
 
 
 def disarm(folder: Path) -> list[str]:

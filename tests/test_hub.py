@@ -631,6 +631,23 @@ def test_a_disk_that_is_full_when_the_tokenizer_is_tried_out_costs_no_download(
     assert server.downloads() == []
 
 
+@pytest.mark.parametrize("size", [40_000, 3_000_000])  # less than the tokenizer, less than the weights
+def test_a_disk_that_is_full_while_the_builtin_model_is_made_is_one_line(models: Path, size: int) -> None:
+    with largest_file(size):
+        said = refused("builtin:tiny-qwen", models)
+    assert said == f"the disk of {models} is full; free some space and run the same import again"
+
+
+@pytest.mark.parametrize("size", [5_000, 60_000])
+def test_a_disk_that_is_full_while_a_gguf_file_is_converted_is_one_line(
+    models: Path, tmp_path: Path, size: int
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_models.make(tmp_path / "llama", "llama"))
+    with largest_file(size):
+        said = refused(str(tmp_path / "tiny.gguf"), models)
+    assert said == f"the disk of {models} is full; free some space and run the same import again"
+
+
 @pytest.mark.parametrize("refusal", [OSError(errno.EDQUOT, "Disk quota exceeded"), TimeoutError()])
 def test_what_came_stays_where_the_registry_cannot_be_written(
     refusal: OSError, server: HubServer, models: Path, monkeypatch: pytest.MonkeyPatch
