@@ -308,7 +308,7 @@ class TrainingConfig(BaseModel):
             problems.append(f"early_stopping_patience={self.early_stopping_patience} needs an eval_cadence; set it too")
         if self.lr_decay_steps is not None and self.lr_decay_steps <= self.warmup_steps:
             value = f"lr_decay_steps={self.lr_decay_steps}"
-            problems.append(f"{value} must be above warmup_steps={self.warmup_steps}; raise it or set it to null")
+            problems.append(f"{value} must be above warmup_steps={self.warmup_steps}; raise it, or lower warmup_steps")
         twice = sorted({name for name in self.hooks if self.hooks.count(name) > 1})
         if twice:
             problems.append(f"hooks names {shown(twice[0])} twice; name it once")

@@ -20,7 +20,7 @@ import lmlab
 from lmlab import checkpoint, devices, events, hub, lab
 from lmlab.config import TrainingConfig
 from lmlab.data import Batch
-from lmlab.errors import CheckpointError, DataError, RunError, TokenizerError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, RunError, TokenizerError, UsageError
 from lmlab.files import dump_json
 from lmlab.optim import Muon, parts
 from lmlab.proof import TIMINGS, differing_tensor
@@ -173,6 +173,20 @@ def test_without_decay_steps_the_schedule_ends_with_the_first_start(corpus: Path
     run = lab.run(config, corpus, run_name="r", runs_dir=tmp_path, listeners=[]).resume(max_steps=6, listeners=[])
     rates = [event["learning_rate"] for event in events.read(run.log_path) if event["event"] == "step"]
     assert rates[3:] == pytest.approx([1e-4] * 3)
+
+
+def test_what_is_advised_where_the_warmup_reaches_beyond_the_decay_works_on_resume(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = {**TINY, "lr_schedule": "linear", "lr_decay_steps": 10, "max_steps": 3}
+    run = lab.run(config, corpus, run_name="r", runs_dir=tmp_path, listeners=[])
+    for also in ({}, {"lr_decay_steps": None}):  # which leaves it as it is
+        with pytest.raises(ConfigError) as caught:
+            run.resume(max_steps=4, warmup_steps=11, listeners=[], **also)
+        advice = "lr_decay_steps=10 must be above warmup_steps=11; raise it, or lower warmup_steps"
+        assert str(caught.value) == advice
+    assert run.resume(max_steps=4, warmup_steps=11, lr_decay_steps=12, listeners=[]).status == "completed"
+    assert run.resume(max_steps=5, warmup_steps=2, lr_decay_steps=10, listeners=[]).status == "completed"
 
 
 def test_a_decay_that_is_over_is_told_unless_it_was_planned(corpus: Path, tmp_path: Path) -> None:
