@@ -26,8 +26,11 @@ LONG_ENOUGH = 0.004  # seconds for which products are timed at least
 FEW_VECTORS = 2  # vectors whose product with a matrix torch's own kernels do sooner than oneDNN
 ALIGNMENT = 64  # bytes of which an address is a multiple where torch allocates memory
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-# What torch, and the library of its products, say where there is none.
-NO_MEMORY = re.compile("can't allocate memory|DefaultCPUAllocator|could not create a memory")
+# What torch, and the libraries of its products, say where there is none.
+NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|DefaultCPUAllocator|could not create a memory|_STATUS_ALLOC_FAILED|"
+    "Invalid buffer size"
+)
 # Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are words
 # of device names, and the more particular ones come first.
 ACCELERATORS = {

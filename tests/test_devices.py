@@ -160,6 +160,21 @@ def test_out_of_memory_is_an_error_with_advice() -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "MPS backend out of memory (MPS allocated: 17.36 GB, other allocations: 613.56 MB, max allowed: 18.13 GB).",
+        "Invalid buffer size: 12.00 GiB",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_every_library_has_its_words_for_too_little_memory(said: str) -> None:
+    with pytest.raises(RunError, match="out of memory: lower batch_size"):  # noqa: SIM117
+        with devices.out_of_memory_as_error("lower batch_size"):
+            raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
     ("name", "teraflops"),
     [
         ("NVIDIA H100 80GB HBM3", 989),
