@@ -220,10 +220,10 @@ def list_runs(options: argparse.Namespace) -> int:
     """The runs, newest first, as a table or JSON."""
     from lmlab.events import plain
     from lmlab.places import find_runs_dir
-    from lmlab.record import Glance, find_runs
+    from lmlab.record import Record, find_runs
     from lmlab.runs_table import render, row
 
-    runs = find_runs(find_runs_dir(options.runs_dir), Glance)
+    runs = find_runs(find_runs_dir(options.runs_dir), Record)
     print(json.dumps(plain([row(run) for run in runs]), indent=2) if options.json else render(runs))
     return 0
 

@@ -219,7 +219,7 @@ class History:
     @property
     def best(self) -> Best | None:
         """The lowest validation loss and its step, or None before the first evaluation."""
-        steps, values = self.series("val_loss")
+        steps, values = self._columns.get("val_loss", _Column()).points()
         finite = np.isfinite(values)
         if not finite.any():
             return None
@@ -286,7 +286,7 @@ class History:
         except ImportError as error:
             raise LabError("to_pandas needs pandas, which is not installed; `pip install pandas`") from error
         columns = {}
-        for name in self._columns:
+        for name in self.names():
             steps, values = self.series(name)
             columns[name] = pandas.Series(dict(zip(steps.tolist(), values.tolist(), strict=True)), dtype="float64")
         return pandas.DataFrame(columns).sort_index().rename_axis("step")

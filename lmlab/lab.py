@@ -408,11 +408,12 @@ class Run(Record):
         self,
         folder: Path | str,
         *,
+        glance: bool = False,
         trainer: Trainer | None = None,
         ending: Ending | None = None,
         was_done: bool = False,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, glance=glance)
         self.stopped_by = ending.stopped_by if ending is not None else None
         self.asked_to_stop = ending is not None and ending.asked
         self.was_done = was_done

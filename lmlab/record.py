@@ -25,7 +25,7 @@ from lmlab.files import (
     tree_size,
     write_atomic,
 )
-from lmlab.history import History, as_mapping, as_text, timestamp
+from lmlab.history import History, Points, as_mapping, as_text, timestamp
 from lmlab.places import absolute, find_file
 from lmlab.words import one_line
 
@@ -43,15 +43,20 @@ AnyRecord = TypeVar("AnyRecord", bound="Record")
 
 
 class Record(History):
-    """A run folder, read. `refresh` takes in what was appended since; a moved folder reads the same."""
+    """A run folder, read. `refresh` takes in what was appended since; a moved folder reads the same.
 
-    def __init__(self, folder: Path | str) -> None:
+    glance: read for a list of runs. Most of a log are steps: the last of each stretch alone is read, until a series is
+    asked for.
+    """
+
+    def __init__(self, folder: Path | str, *, glance: bool = False) -> None:
         """Read the run in `folder`. Raises RunError where there is no such folder; never for what its log holds."""
         super().__init__()
         self.folder = absolute(Path(folder))  # the current folder may change
         if not self.folder.is_dir():
             raise RunError(f"no run in {folder}: there is no such folder; `list-runs` shows the runs there are")
         self._offset, self._inode, self._tail = 0, -1, b""
+        self._glance = glance
         self.refresh()
 
     def __fspath__(self) -> str:
@@ -96,7 +101,7 @@ class Record(History):
                     self._offset, self._inode, self._tail = 0, inode, b""
                 file.seek(self._offset)
                 before = self._offset
-                for line, end in self._lines(file.read):
+                for line, end in (_without_steps if self._glance else _whole_lines)(file.read):
                     self._take(line)
                     self._offset = before + end
                 file.seek(max(self._offset - TAIL, 0))
@@ -105,10 +110,21 @@ class Record(History):
         except OSError:
             return False  # it cannot be read: the record stays as it is
 
-    @staticmethod
-    def _lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
-        """The lines to take, each with the offset after it."""
-        return _whole_lines(read)
+    def names(self) -> list[str]:
+        """The names of all series that have points."""
+        self._look_closely()
+        return super().names()
+
+    def series(self, name: str) -> Points:
+        """As of a `History`."""
+        self._look_closely()
+        return super().series(name)
+
+    def _look_closely(self) -> None:
+        """Read again, with all steps, what was read at a glance."""
+        if self._glance:
+            self._glance, self._inode = False, -1
+            self.refresh()
 
     def _take(self, line: bytes) -> None:
         if line.strip():
@@ -249,22 +265,24 @@ def _without_steps(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, int]]:
         yield last
 
 
-class Glance(Record):
-    """A run folder read for a list of runs. Most of a log are steps: its series have the last of each stretch alone."""
+def find_runs(runs_dir: Path | str, kind: type[AnyRecord], known: Iterable[AnyRecord] = ()) -> list[AnyRecord]:
+    """The runs in a folder as records of a kind, read at a glance, newest first; none where there is no such folder.
 
-    _lines = staticmethod(_without_steps)
-
-
-def find_runs(runs_dir: Path | str, kind: type[AnyRecord]) -> list[AnyRecord]:
-    """The runs in a folder as records of a kind, newest first; none where there is no such folder."""
-    runs_dir = Path(runs_dir)
+    known: records that are taken, read on, in place of new ones.
+    """
+    runs_dir, before = Path(runs_dir), {record.folder: record for record in known}
     if not runs_dir.is_dir():
         return []
     records = []
     for path in runs_dir.iterdir():
         if _is_run(path):
             with contextlib.suppress(RunError):  # of one that another process deletes meanwhile
-                records.append(kind(path))
+                record = before.get(absolute(path))
+                if record is None:
+                    record = kind(path, glance=True)
+                else:
+                    record.refresh()
+                records.append(record)
     return sorted(records, key=lambda record: (_began(record), record.run_id), reverse=True)
 
 

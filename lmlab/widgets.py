@@ -71,9 +71,9 @@ class RunPicker(Face):
         return [run for folder, run in self.runs.items() if folder in self.list.value]
 
     def refresh(self) -> None:
-        """Read the runs folder again; what was picked stays so."""
+        """Look into the runs folder again, and read what was logged since; what was picked stays so."""
         before = self.list.value
-        self.runs = {run.folder.name: run for run in find_runs(self.runs_dir, Run)}
+        self.runs = {run.folder.name: run for run in find_runs(self.runs_dir, Run, self.runs.values())}
         self.list.options = list(zip(distinct(map(title_of, self.runs.values())), self.runs, strict=True))
         self.list.value = [folder for folder in self.runs if folder in before] or list(self.runs)[:FIRST_PICKED]
         self.draw()

@@ -26,7 +26,7 @@ from lmlab.comparison import Difference, comparison, distinct, final_loss, small
 from lmlab.errors import LabError, RunError, UsageError
 from lmlab.files import lock
 from lmlab.history import History
-from lmlab.record import RUN_LOCK, TAIL, Glance, Record, delete_run, find_run, find_runs
+from lmlab.record import RUN_LOCK, TAIL, Record, delete_run, find_run, find_runs
 from lmlab.views import cards
 
 EVERY_PROPERTY = (
@@ -175,14 +175,14 @@ def test_a_log_that_was_rewritten_is_read_anew(tmp_path):
     assert record.series("loss")[0].tolist() == list(range(1, 60)), "no step twice"
 
 
-@pytest.mark.parametrize("kind", [Record, Glance])
+@pytest.mark.parametrize("glance", [False, True])
 @pytest.mark.parametrize("steps", [3, 60])
-def test_a_run_that_was_deleted_and_trained_again_is_read_anew(tmp_path, kind, steps):
-    record = kind(write_run(tmp_path / "run", steps=20))
+def test_a_run_that_was_deleted_and_trained_again_is_read_anew(tmp_path, glance, steps):
+    record = Record(write_run(tmp_path / "run", steps=20), glance=glance)
     other = write_run(tmp_path / "other" / "run", steps=steps, seed=1)
     record.log_path.write_bytes((other / "log.jsonl").read_bytes())  # in place, as where the inode is handed out again
     assert record.refresh()
-    assert snapshot(record) == snapshot(kind(other)) | {
+    assert snapshot(record) == snapshot(Record(other)) | {
         name: getattr(record, name) for name in ("newest_checkpoint", "best_checkpoint")
     }
     assert not record.refresh(), "nothing new"
@@ -205,7 +205,7 @@ def test_a_list_of_runs_reads_the_last_step_alone_and_says_what_the_whole_log_sa
         file.write(b'{"event": "step", "step": 3\n')  # torn by a crash
     parsed: list[bytes] = []
     monkeypatch.setattr("lmlab.record.parse_line", lambda line: parsed.append(line) or events.parse_line(line))
-    records = find_runs(tmp_path, Glance)
+    records = find_runs(tmp_path, Record)
     listed = [runs_table.row(record) for record in records]
     assert sum(b'"event": "step"' in line for line in parsed) < 100
     for record, row in zip(records, listed, strict=True):
@@ -213,6 +213,7 @@ def test_a_list_of_runs_reads_the_last_step_alone_and_says_what_the_whole_log_sa
         assert len(whole.series("loss")[0]) == row["step"] == whole.step
         assert runs_table.row(whole) == row
         assert (record.seconds, record.tokens, record.best) == (whole.seconds, whole.tokens, whole.best)
+        assert snapshot(record) == snapshot(whole), "all of it, once it is asked for"
 
 
 KEYS = [

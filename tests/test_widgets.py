@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from ipywidgets.widgets.widget import _instances
-from run_logs import write_run
+from run_logs import RunWriter, write_run
 
 import lmlab as lab
 from lmlab import forms
 from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError, UsageError
+from lmlab.events import parse_line
 from lmlab.settings import settings
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -237,6 +238,24 @@ def test_the_picker_finds_new_runs_and_says_where_there_are_none(tiny: dict[str,
     picker.again.click()
     assert [run.run_id for run in picker.chosen] == ["late"]
     assert picker.message.value == ""
+    picker.close()
+
+
+def test_lists_of_runs_read_the_steps_of_those_alone_that_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for index in range(6):
+        write_run(tmp_path / "runs" / f"run-{index}", steps=100, status=None)
+    read: list[bytes] = []
+    monkeypatch.setattr("lmlab.record.parse_line", lambda line: read.append(line) or parse_line(line))
+    assert len(lab.runs()) == 6
+    assert len(read) < 6 * 40
+    read.clear()
+    picker = lab.run_picker()
+    assert len(read) < 6 * 40 + 3 * 150
+    read.clear()
+    RunWriter(tmp_path / "runs" / "run-0").step(101, 0.125)
+    picker.again.click()
+    assert len(read) == 1
+    assert "step 101, loss 0.1250" in dict(map(reversed, picker.list.options))["run-0"]
     picker.close()
 
 
