@@ -236,6 +236,8 @@ def test_a_table_of_runs_is_as_they_stand_when_it_is_shown(tmp_path):
     html = Strict(runs._repr_html_()).text
     assert "31/40" in html
     assert "stopped" in html
+    shutil.rmtree(folder)
+    assert "no runs yet" in repr(runs), "it was deleted"
 
 
 def test_copies_of_a_run_keep_apart_in_tables_and_legends(tmp_path):
@@ -263,6 +265,9 @@ def test_the_table_calls_the_runs_by_their_labels(tmp_path):
     assert "not worth telling from the best: <b>deep" in view.text
     assert "run0" not in view.text
     assert "wide" in assert_harmless(view.html).text
+    rates = cards.comparison_table(runs, noise=0.015, labels=[2e-4, 4e-3])
+    assert "not worth telling from the best: 0.004" in rates.text
+    assert list(drawn_lines(plots.compare(runs, labels=[2e-4, 4e-3]))) == ["0.0002", "0.004"]
 
 
 @pytest.mark.parametrize(("n_varied", "losses_first"), [(2, False), (9, True)])

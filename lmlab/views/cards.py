@@ -330,7 +330,8 @@ class Runs(list[Record]):
     """Runs as a list that shows itself as a table, as they stand when it is shown."""
 
     def refresh(self) -> None:
-        """Read what was logged since."""
+        """Read what was logged since, and drop the runs that were deleted."""
+        self[:] = [record for record in self if record.folder.is_dir()]
         for record in self:
             record.refresh()
 
