@@ -127,12 +127,12 @@ def compare(
     axis: str = "step",
     smoothing: float | None = None,
     noise: float | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
 ) -> Comparison:
     """Curves of several runs by `step`, `tokens` or `seconds`, with a table of config differences and final losses.
 
-    noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, in
-    place of their ids. The storybook's floor is a line.
+    noise: from `noise`, drawn as a band around each validation curve. labels: what figure and table call the runs, text
+    or numbers in place of their ids. The storybook's floor is a line.
     """
     read = [read_now(run) for run in ([runs] if isinstance(runs, Given) else runs)]
     figure = plots.compare(read, names, axis=axis, smoothing=smoothing, noise=noise, labels=labels)

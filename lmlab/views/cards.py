@@ -233,14 +233,14 @@ OUTCOME_TITLES = {
 
 
 def comparison_table(
-    records: Sequence[History], noise: float | None = None, labels: Sequence[str] | None = None
+    records: Sequence[History], noise: float | None = None, labels: Sequence[Any] | None = None
 ) -> View:
     """Config differences and final losses of runs; the best stands out: of the lowest validation loss, or of the fewest
     bits per byte where their tokens differ; none where their validation texts do. noise: the smallest difference worth
     believing, named below the table, with the runs that the best is not worth telling from. labels: what the runs are
-    called, else by their ids. Config fields stand before the losses while they are few."""
+    called, text or numbers, else by their ids. Config fields stand before the losses while they are few."""
     rows = comparison(records)
-    names = distinct(labels if labels is not None else [row["run"] for row in rows])
+    names = distinct(map(as_text, labels) if labels is not None else [row["run"] for row in rows])
     rows = [{**row, "run": name} for row, name in zip(rows, names, strict=True)]
     keys = list(rows[0]) if rows else ["run"]
     varied = [key for key in keys if key not in OUTCOME_TITLES]

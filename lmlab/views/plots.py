@@ -68,7 +68,7 @@ def compare(
     axis: str = "step",
     smoothing: float | None = None,
     noise: float | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
     floor: bool = True,
     zoom: float = 1.0,
 ) -> Figure:
@@ -76,8 +76,8 @@ def compare(
 
     axis: `step`, `tokens` or `seconds`. smoothing: as for `curves`. noise: the smallest difference worth believing
     (`smallest_difference`); validation curves get a band of that height, and where two bands overlap the difference
-    is not worth believing. labels: in place of the run ids. floor: draw the loss floor where runs have one. zoom: the
-    share of the x axis to show, from its end: 0.3 looks closely at the last third.
+    is not worth believing. labels: text or numbers in place of the run ids. floor: draw the loss floor where runs have
+    one. zoom: the share of the x axis to show, from its end: 0.3 looks closely at the last third.
     Raises UsageError on an unknown name or axis.
     """
     labels = legend_labels(labels if labels is not None else [run.title for run in runs])
