@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab import gguf_header, plain_yaml
+from lmlab import gguf_header, gguf_splits, plain_yaml
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import describe_os_error, dump_json, plain_os_errors, read_json, read_object, stays_in, write_atomic
@@ -168,8 +168,8 @@ def gguf_errors(path: Path) -> Iterator[None]:
         raise HubError(f"{path} cannot be read as a GGUF model: {one_line(error)}; choose another file") from error
 
 
-def gguf_facts(path: Path) -> tuple[int, str | None]:
-    """The number of weights in a GGUF file and the licence that it states. Raises HubError."""
+def gguf_facts(path: Path) -> tuple[int, str | None, list[str]]:
+    """The number of weights in a GGUF file, the licence that it states, and what to know of it. Raises HubError."""
     with gguf_errors(path):
         from gguf import GGUFReader
 
@@ -178,12 +178,12 @@ def gguf_facts(path: Path) -> tuple[int, str | None]:
         stated = reader.get_field("general.license")
         license = None if stated is None else one_line(stated.contents(), 100)
         n_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
-        scales = scales_positions(reader)
+        scales, notes = scales_positions(reader), gguf_splits.split_notes(reader)
     if scales:
         raise HubError(
             f"{path} scales its positions in a way that is not taken over from a GGUF file; import the original model"
         )
-    return n_weights, license
+    return n_weights, license, notes
 
 
 def scales_positions(reader: Any) -> bool:
@@ -198,15 +198,13 @@ def scales_positions(reader: Any) -> bool:
     return named or any(bool((tensor.data != 1).any()) for tensor in factors)
 
 
-def refuse_left_out(path: Path, values: dict[str, Any], model: Any) -> None:
+def refuse_left_out(path: Path, reader: Any, values: dict[str, Any], model: Any) -> None:
     """Raise HubError where a GGUF file holds tensors that transformers has no place for, and would drop without a word.
 
     values: the config as transformers reads it. model: what it describes, on the meta device.
     """
-    from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-    reader = GGUFReader(path)
     architecture = reader.get_field("general.architecture").contents()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=values)
     places = get_gguf_hf_weights_map(model, processor)  # those of experts are named without the ending
@@ -224,30 +222,36 @@ def convert_gguf(path: Path, target: Path) -> None:
     """Read a GGUF file through transformers and write config, tokenizer and fp32 safetensors. Raises HubError, OSError."""
     import torch
     from safetensors.torch import save_file
-    from transformers import CONFIG_MAPPING, AutoTokenizer
+    from transformers import CONFIG_MAPPING
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     from lmlab.adapters.pretrained import model_class, quiet, refuse_absurd
+    from lmlab.tokenizers import Tokenizer, keep_apart
 
     with gguf_errors(path):
+        from gguf import GGUFReader
+
         gguf_header.check(path)
+        reader = GGUFReader(path)
         with quiet():
             values = load_gguf_checkpoint(str(path))["config"]
             refuse_absurd(values, path)
             config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
             with torch.device("meta"):
                 model = model_class(config)(config)
-            refuse_left_out(path, values, model)
+            refuse_left_out(path, reader, values, model)
             tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
             with tempfile.TemporaryDirectory() as alone:  # else the tokenizer would be read from what lies beside it
                 (Path(alone) / "model.gguf").symlink_to(path.resolve())
-                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
+                tokenizer = gguf_splits.read_tokenizer(Path(alone), reader)
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
     plain = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     with quiet(), plain_os_errors():
         tokenizer.save_pretrained(str(target))
+        identifier = Tokenizer.load(target).identifier
         config.save_pretrained(str(target))
+        keep_apart(target, identifier)  # from what transformers makes of any tokenizer beside some models
         save_file(plain, target / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -182,10 +182,10 @@ class FromGguf(Origin):
 
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
         """Four bytes for every weight, however few the file has for it."""
-        n_parameters, license = origins.gguf_facts(self.path)
+        n_parameters, license, notes = origins.gguf_facts(self.path)
         facts = ("gguf", n_parameters, license, 4 * n_parameters, 4 * n_parameters)
-        note = "its weights are stored unpacked, as fp32"
-        return ImportPlan(name, self.source, self.model_id, None, *facts, (), (note,))
+        unpacked = "its weights are stored unpacked, as fp32"
+        return ImportPlan(name, self.source, self.model_id, None, *facts, (), (unpacked, *notes))
 
     def fetch(self, folder: Path) -> None:
         """Convert the file."""

@@ -19,6 +19,7 @@ LEVELS = [
         "storybook_plots",
         "config",
         "entries",
+        "gguf_splits",
         "hostile_tokenizers",
         "events",
         "registry",

@@ -233,10 +233,12 @@ def test_the_builtin_model_needs_no_network_and_is_always_the_same(
     assert "the built-in model is builtin:tiny-qwen" in refused("builtin:huge-qwen", models)
 
 
-def write_gguf(path: Path, folder: Path, scaling: str | None = None, factors: Any = None) -> None:
+def write_gguf(
+    path: Path, folder: Path, scaling: str | None = None, factors: Any = None, split: str | None = None
+) -> None:
     """The tiny Llama in `folder` as a GGUF file, with the names, layout and tokenizer of llama.cpp.
 
-    scaling, factors: how its positions are scaled, by name and by numbers.
+    scaling, factors: how its positions are scaled, by name and by numbers. split: how its tokenizer splits text, by name.
     """
     import gguf
 
@@ -258,6 +260,8 @@ def write_gguf(path: Path, folder: Path, scaling: str | None = None, factors: An
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token == tiny_models.END_OF_TEXT else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
@@ -320,6 +324,38 @@ def test_a_gguf_file_brings_its_own_tokenizer_whatever_lies_beside_it(models: Pa
     bring(str(tmp_path / "downloads" / "tiny.gguf"), models)
     text = "the capital of France"
     assert Tokenizer.load(models / "tiny").encode(text).tolist() == Tokenizer.load(folder).encode(text).tolist()
+
+
+@pytest.mark.parametrize("split", ["gpt-2", "smollm"])
+def test_the_tokenizer_of_a_gguf_file_splits_text_as_the_file_says(models: Path, tmp_path: Path, split: str) -> None:
+    folder = tiny_models.make(tmp_path / "llama", "llama")
+    tiny_models.write_tokenizer(folder, "PreTrainedTokenizerFast", training_text="2024 2025 the cat " * 100)
+    plain = Tokenizer.load(folder).encode("in 2024").tolist()
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    digits = {"type": "Digits", "individual_digits": True}
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, definition["pre_tokenizer"]]}
+    if split == "smollm":
+        (folder / "tokenizer.json").write_text(json.dumps(definition))
+    write_gguf(tmp_path / "tiny.gguf", folder, split=split)
+    plans: list[hub.ImportPlan] = []
+    bring(str(tmp_path / "tiny.gguf"), models, confirm=lambda plan: not plans.append(plan))
+    assert "splits text" not in str(plans[0])
+    expected = Tokenizer.load(folder).encode("in 2024").tolist()
+    assert (expected == plain) == (split == "gpt-2")
+    tokenizer = Tokenizer.load(models / "tiny")
+    assert tokenizer.encode("in 2024").tolist() == expected
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode("in 2024").tolist() == expected
+
+
+@pytest.mark.parametrize(("split", "told"), [("deepseek-llm", "(deepseek-llm) is not known"), (None, "is not stated")])
+def test_of_a_gguf_file_with_a_split_of_text_that_is_not_known_the_plan_says_so(
+    models: Path, tmp_path: Path, split: str | None, told: str
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_models.make(tmp_path / "llama", "llama"), split=split)
+    plans: list[hub.ImportPlan] = []
+    bring(str(tmp_path / "tiny.gguf"), models, confirm=lambda plan: not plans.append(plan))
+    assert f"how its tokenizer splits text {told}" in str(plans[0])
 
 
 def test_a_gguf_file_with_positions_that_are_not_read_is_refused(models: Path, tmp_path: Path) -> None:
