@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
+import warnings
+from collections.abc import Sequence
 
 
 class LabError(Exception):
@@ -33,6 +36,15 @@ def let_go(error: BaseException) -> None:
 
 class LabWarning(UserWarning):
     """What a user of lmlab is to know of something that went on all the same."""
+
+
+def warn_caller(messages: Sequence[str]) -> None:
+    """Warn of each message at the line outside of lmlab that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("lmlab."):
+        frame, level = frame.f_back, level + 1
+    for message in messages:
+        warnings.warn(message, LabWarning, stacklevel=level)
 
 
 class UsageError(LabError):

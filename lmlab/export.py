@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.entries import Entry, FileInfo, check_name
-from lmlab.errors import CheckpointError, RegistryError
+from lmlab.errors import CheckpointError, RegistryError, warn_caller
 from lmlab.events import now
 from lmlab.files import (
     describe_os_error,
@@ -50,15 +50,16 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
     saved = checkpoint.load(checkpoint_folder)
     with staged(registry, name) as folder:
         copy_model(saved, folder)
-        ancestor = nearest_ancestor(registry, saved)
-        if ancestor is not None:
-            copy_beside(registry.models_dir / ancestor.local_path, folder)
-            keep_special_tokens(registry.models_dir / ancestor.local_path, folder)
+        sound = sound_ancestor(registry, saved)
+        if sound is not None:
+            source = registry.models_dir / sound.local_path
+            copy_beside(source, sound.files, folder)
+            keep_special_tokens(source, folder)
         files = {
             path.name: FileInfo(size=path.stat().st_size, sha256=sha256_file(path)) for path in sorted(folder.iterdir())
         }
         refuse_altered(saved, files)
-        entry = entry_of(saved, name, files, ancestor)
+        entry = entry_of(saved, name, files, nearest_ancestor(registry, saved))
         is_plain = not (folder / CHAR_FILE).exists() and not stands_alone(folder)
         write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved), is_plain).encode())
         try:
@@ -118,14 +119,11 @@ def keep_templates(more: list[Path], folder: Path) -> None:
     write_atomic(settings, dump_json({**read_json(settings), "chat_template": templates}))
 
 
-def copy_beside(source: Path, folder: Path) -> None:
-    """Take the licence and the settings for generation from the model that this one comes from. Raises OSError."""
-    if not source.is_dir():
-        return
-    for path in sorted(source.iterdir()):
-        wanted = path.name == "generation_config.json" or LICENSE_FILE.fullmatch(path.name)
-        if wanted and path.is_file() and not path.is_symlink():
-            shutil.copyfile(path, folder / path.name)
+def copy_beside(source: Path, names: Iterable[str], folder: Path) -> None:
+    """Take the licence and the settings for generation out of a model's files. Raises OSError."""
+    for name in names:
+        if name == "generation_config.json" or LICENSE_FILE.fullmatch(name):
+            shutil.copyfile(source / name, folder / name)
 
 
 def keep_special_tokens(source: Path, folder: Path) -> None:
@@ -149,8 +147,20 @@ def refuse_altered(saved: Checkpoint, files: dict[str, FileInfo]) -> None:
 
 
 def nearest_ancestor(registry: Registry, saved: Checkpoint) -> Entry | None:
-    """The newest ancestor of a checkpoint that is still registered and sound."""
+    """The newest ancestor of a checkpoint that is still registered, and whose entry can be read."""
     return next(reversed(ancestors(registry, saved)), None)
+
+
+def sound_ancestor(registry: Registry, saved: Checkpoint) -> Entry | None:
+    """The newest ancestor whose files, weights aside, are as they were registered. The caller is warned of newer ones."""
+    for entry in reversed(ancestors(registry, saved)):
+        try:
+            registry.verify(entry.model_name, weights=False)
+        except RegistryError as error:
+            warn_caller([f"licence files and settings for generation of a damaged model are not taken over: {error}"])
+        else:
+            return entry
+    return None
 
 
 def hub_base(registry: Registry, saved: Checkpoint) -> str | None:

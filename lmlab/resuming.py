@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +11,7 @@ from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
 from lmlab.config import TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
-from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, LabWarning, RunError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError, warn_caller
 from lmlab.files import is_locked
 from lmlab.places import absolute, expanded, home
 from lmlab.provenance import RUN_NAME
@@ -76,15 +74,6 @@ def read_checkpoint(where: str | Path, runs_dir: Path, read: Callable[[Checkpoin
             continue
         warn_caller(passed_over)
         return result
-
-
-def warn_caller(messages: Sequence[str]) -> None:
-    """Warn of each message at the line outside of lmlab that led here."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("lmlab."):
-        frame, level = frame.f_back, level + 1
-    for message in messages:
-        warnings.warn(message, LabWarning, stacklevel=level)
 
 
 def is_of_a_run(path: Path) -> bool:

@@ -18,7 +18,7 @@ from lmlab import checkpoint, hub
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.adapters.huggingface import adapter_for
-from lmlab.errors import CheckpointError, RegistryError
+from lmlab.errors import CheckpointError, LabWarning, RegistryError
 from lmlab.events import EventLog
 from lmlab.export import escaped, fenced, register_checkpoint
 from lmlab.files import sha256_file
@@ -147,6 +147,29 @@ def test_the_entry_has_the_lineage_and_the_model_can_be_tuned_again(
     assert registry.ancestors("tuned-twice") == ["base", "tuned"]
     assert registry.descendants("base") == ["tuned", "tuned-twice"]
     assert grandchild.license == "apache-2.0"
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "generation_config.json", "LICENSE"])
+def test_a_damaged_ancestor_lends_nothing_and_the_one_before_it_does(
+    published: Path, models: Path, tmp_path: Path, damaged: str
+) -> None:
+    adapter, tokenizer, registry = trained(published / "qwen2"), HFTokenizer(published / "qwen2"), Registry(models)
+    beside = {"LICENSE", "generation_config.json"}
+    saved = save_checkpoint(tmp_path / "runs", adapter, tokenizer)
+    tuned = register_checkpoint(saved, "tuned", models)
+    assert beside <= tuned.files.keys()
+    facts = {"fine_tuned_from": "tuned", "lineage": registry.lineage("tuned")}
+    again = save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-2", **facts)
+    (models / "tuned" / damaged).write_text("")
+    with pytest.warns(LabWarning, match=rf"model 'tuned': its file .*{damaged} is damaged"):
+        twice = register_checkpoint(again, "twice", models)
+    assert {name: twice.files[name] for name in beside} == {name: registry.get("base").files[name] for name in beside}
+    (models / "base" / damaged).write_text("")
+    with pytest.warns(LabWarning, match=rf"model 'base': its file .*{damaged} is damaged") as told:
+        alone = register_checkpoint(saved, "alone", models)
+    assert not beside & alone.files.keys()
+    assert alone.license == "apache-2.0"
+    assert told[0].filename == __file__
 
 
 def test_a_model_that_took_the_ancestors_name_lends_nothing(published: Path, models: Path, tmp_path: Path) -> None:
