@@ -90,9 +90,6 @@ class FromHub(Origin):
 
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
         """Look the repository up and fetch its config and index."""
-        from lmlab.adapters.huggingface import architecture_type_of
-        from lmlab.adapters.pretrained import count_parameters, read_config
-
         assert self.model_id is not None
         self.listing = listing = hub_client.look_up(self.model_id, self.revision)
         self.names = origins.chosen_files(listing.files, self.model_id)
@@ -106,14 +103,13 @@ class FromHub(Origin):
             self.names += origins.shards(target / origins.INDEX, listing.files, self.model_id)
         total = sum(listing.files[file].size for file in self.names)
         with as_hub_error(self.model_id, target):
-            config = read_config(target)
-            n_parameters = count_parameters(config, target, 2 * total)
+            architecture_type, n_parameters = described(target, total)
         code = sorted(file for file in listing.files if file.endswith(".py"))
         notes = [f"its code ({one_line(', '.join(code), 80)}) stays behind"] if code else []
         left = {file: listing.files[file].size - there(target, listing.files[file]) for file in self.names}
         return replace(
             plan,
-            architecture_type=architecture_type_of(config.model_type),
+            architecture_type=architecture_type,
             n_parameters=n_parameters,
             size_bytes=total,
             download=sum(left.values()),
@@ -149,18 +145,12 @@ class FromFolder(Origin):
 
     def plan(self, name: str, folder: Callable[[ImportPlan], Path]) -> ImportPlan:
         """See which files make up the model."""
-        from lmlab.adapters.huggingface import architecture_type_of
-        from lmlab.adapters.pretrained import count_parameters, read_config
-
         self.files = origins.select_from_folder(self.path)
         total = sum(self.files.values())
-        n_parameters = None
         with as_hub_error(f"the folder {self.path}", self.path):
-            model_type = str(origins.architecture(self.path).get("model_type"))
-            if model_type != CUSTOM:
-                n_parameters = count_parameters(read_config(self.path), self.path, 2 * total)
-        facts = (architecture_type_of(model_type), n_parameters, origins.license_of(self.path))
-        return ImportPlan(name, self.source, self.model_id, None, *facts, total, total, tuple(self.files))
+            architecture_type, n_parameters = described(self.path, total)
+        facts = (architecture_type, n_parameters, origins.license_of(self.path), total)
+        return ImportPlan(name, self.source, self.model_id, None, *facts, total, tuple(self.files))
 
     def fetch(self, folder: Path) -> None:
         """Copy the files."""
@@ -238,6 +228,19 @@ def there(folder: Path, file: HubFile) -> int:
         return file.size
     part = folder / f".{file.name}.part"
     return min(part.stat().st_size, file.size) if part.is_file() else 0
+
+
+def described(folder: Path, total: int) -> tuple[str, int | None]:
+    """The architecture type that a folder's config names, and the weights that it describes: None of a custom Transformer.
+
+    total: bytes of the model's files. Raises CheckpointError.
+    """
+    from lmlab.adapters.huggingface import architecture_type_of
+    from lmlab.adapters.pretrained import count_parameters, read_config
+
+    model_type = str(origins.architecture(folder).get("model_type"))
+    n_parameters = None if model_type == CUSTOM else count_parameters(read_config(folder), folder, 2 * total)
+    return architecture_type_of(model_type), n_parameters
 
 
 @contextlib.contextmanager

@@ -27,15 +27,17 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmlab import hub
+from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.entries import Entry
 from lmlab.errors import HubError, LabError, RegistryError, TokenizerError
 from lmlab.files import sha256_file
 from lmlab.generate import SamplingSettings
 from lmlab.hub_client import Unfinished, parse_address
-from lmlab.loading import load_model_and_tokenizer
+from lmlab.loading import load_adapter, load_model_and_tokenizer
 from lmlab.origins import license_of
 from lmlab.registry import Registry
-from lmlab.tokenizers import Tokenizer
+from lmlab.tokenizers import CharTokenizer, Tokenizer
+from lmlab.transformer import Transformer
 
 QWEN = "Qwen/Qwen2.5-0.5B"
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +187,22 @@ def test_sharded_weights_come_in_by_their_index(
     assert set(shards) < set(entry.files)
     assert "other.safetensors" not in server.downloads()
     assert AutoModelForCausalLM.from_pretrained(models / "sharded").num_parameters() == entry.n_parameters
+
+
+def test_a_custom_transformer_that_was_published_comes_back(server: HubServer, models: Path, tmp_path: Path) -> None:
+    model = Transformer(5, n_layers=1, d_model=16, n_heads=2, d_ff=32, dropout=0.1, max_seq_len=8, seed=1)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    CustomTransformerAdapter(model).save(folder)
+    CharTokenizer("abcde").save(folder)
+    server.add("me/mine", folder)
+    plans: list[hub.ImportPlan] = []
+    entry = bring("me/mine", models, confirm=lambda plan: not plans.append(plan))
+    assert plans[0].architecture_type == entry.architecture_type == "custom-transformer"
+    assert set(entry.files) == {"config.json", "model.safetensors", "char_tokenizer.json"}
+    ids_BT = torch.tensor([[0, 1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(load_adapter(models / "mine").eval().logits(ids_BT), model.eval()(ids_BT))
 
 
 def test_a_local_folder_is_copied_and_its_links_become_files(tiny_qwen: Path, models: Path, tmp_path: Path) -> None:
@@ -468,6 +486,7 @@ IMPORT = """
 import sys
 from huggingface_hub import constants
 from lmlab import hub
+from lmlab.adapters.custom import CustomTransformerAdapter
 constants.DOWNLOAD_CHUNK_SIZE = 1000
 from lmlab.errors import LabError
 try:
