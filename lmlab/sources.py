@@ -207,10 +207,15 @@ def origin_of(source: str, revision: str | None) -> Origin:
     """The kind of source that a text names. Raises HubError where it names none."""
     is_path = "\0" not in source and "://" not in source and not source.startswith(BUILTIN)
     path = find_file(source) if is_path and source else None
-    if path is not None and revision is None and os.path.isfile(path) and path.suffix.lower() == ".gguf":
-        return FromGguf(path)
-    if path is not None and revision is None and os.path.isdir(path):
-        return FromFolder(path)
+    if path is not None:
+        is_gguf = os.path.isfile(path) and path.suffix.lower() == ".gguf"
+        if revision is not None and (is_gguf or os.path.isfile(path / origins.CONFIG)):
+            kind = "file" if is_gguf else "folder"
+            raise HubError(f"{one_line(source)} is a {kind}, which has no revisions; leave --revision out")
+        if is_gguf:
+            return FromGguf(path)
+        if revision is None and os.path.isdir(path):
+            return FromFolder(path)
     if source.startswith(BUILTIN):
         if source != BUILTIN + TINY_QWEN or revision is not None:
             raise HubError(

@@ -395,6 +395,17 @@ def test_a_gguf_file_with_weights_that_are_not_taken_over_is_refused(models: Pat
     bring(str(tmp_path / "tied.gguf"), models)
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_folder_and_a_file_have_no_revisions(
+    server: HubServer, tiny_qwen: Path, models: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    source = str(tiny_qwen if kind == "folder" else tmp_path / "tiny.gguf")
+    said = refused(source, models, revision="main")
+    assert said == f"{source} is a {kind}, which has no revisions; leave --revision out"
+    assert server.requests == []
+
+
 def test_nothing_happens_without_a_yes(server: HubServer, models: Path) -> None:
     assert hub.import_model(QWEN, models_dir=models, confirm=lambda plan: False) is None
     assert set(os.listdir(models)) == set()
