@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import OutOfMemory, UsageError
-from lmlab.ranks import is_launched, is_spread
+from lmlab.ranks import is_launched, is_spread, named_device
 
 WELL_ABOVE = 1.5  # rates are either two times apart or more, or bf16 is the slower one: noise does not cross this
 LONG_ENOUGH = 0.004  # seconds for which products are timed at least
@@ -49,15 +49,20 @@ ACCELERATORS = {
 
 
 def pick_device() -> torch.device:
-    """The fastest device of this machine: CUDA, then Apple's MPS, then the processor.
+    """The fastest device of this machine: CUDA, then Apple's MPS, then the processor; or what LMLAB_DEVICE names.
 
-    Not MPS for one of several processes, which have no way to talk from it.
+    Not MPS for one of several processes, which have no way to talk from it. Raises UsageError where what is named is not
+    there.
     """
-    if torch.cuda.is_available():
+    named = named_device()
+    if named in (None, "cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available() and not is_launched():
+    if named in (None, "mps") and torch.backends.mps.is_available() and not is_launched():
         return torch.device("mps")
-    return torch.device("cpu")
+    if named in (None, "cpu"):
+        return torch.device("cpu")
+    alone = "" if named == "cuda" or not is_launched() else " that one of several processes can use"
+    raise UsageError(f"LMLAB_DEVICE={named}, and torch finds no such device here{alone}; write cpu, or leave it out")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

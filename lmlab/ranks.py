@@ -164,7 +164,7 @@ def join() -> World:
         from torch.distributed.rendezvous import rendezvous
 
         refuse_shared_store()
-        on_gpu = torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available() and named_device() in (None, "cuda")
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         timeout = patience()
@@ -176,6 +176,14 @@ def join() -> World:
         torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     backend = torch.distributed.get_backend()
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
+
+
+def named_device() -> str | None:
+    """The kind of device that LMLAB_DEVICE asks for, `cpu`, `cuda` or `mps`; None where it is not set. Raises UsageError."""
+    said = os.environ.get("LMLAB_DEVICE") or None
+    if said not in (None, "cpu", "cuda", "mps"):
+        raise UsageError(f"LMLAB_DEVICE={said[:40]!r} is no kind of device; write cpu, cuda or mps, or leave it out")
+    return said
 
 
 def patience() -> datetime.timedelta:

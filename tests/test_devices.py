@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_config import TINY
 from torch.utils.checkpoint import checkpoint
 
-from lmlab import devices
-from lmlab.errors import RunError
+from lmlab import devices, lab
+from lmlab.errors import RunError, UsageError
 
 CPU = torch.device("cpu")
 
@@ -146,6 +149,23 @@ def test_one_of_several_processes_computes_where_it_can_talk(monkeypatch: pytest
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert devices.pick_device().type == "cpu"
+
+
+def test_a_device_can_be_named_in_place_of_the_fastest(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert devices.pick_device().type == "cuda"
+    monkeypatch.setenv("LMLAB_DEVICE", "cpu")
+    assert lab.build(TINY, corpus).device == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("cuda", "mps"):
+        monkeypatch.setenv("LMLAB_DEVICE", name)
+        assert devices.pick_device().type == name
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name, expected in (("mps", "LMLAB_DEVICE=mps, and torch finds no such"), ("gpu", "write cpu, cuda or mps")):
+        monkeypatch.setenv("LMLAB_DEVICE", name)
+        with pytest.raises(UsageError, match=expected):
+            lab.build(TINY, corpus)
 
 
 def test_out_of_memory_is_an_error_with_advice() -> None:
