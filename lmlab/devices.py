@@ -31,6 +31,9 @@ NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|DefaultCPUAllocator|could not create a memory|_STATUS_ALLOC_FAILED|"
     "Invalid buffer size"
 )
+MORE_ROOM = (
+    "close what else takes the device's memory, choose a smaller model, or set LMLAB_DEVICE=cpu where it is a GPU"
+)
 # Dense bf16 peak in TFLOP/s and memory in GB of common accelerators, from the makers' data sheets; keys are words
 # of device names, and the more particular ones come first.
 ACCELERATORS = {
@@ -356,24 +359,34 @@ def data_sheet(name: str) -> tuple[int, int] | None:
 def peak_flops(device: torch.device, precision: str, threads: int) -> float:
     """The floating-point operations per second that matrix products reach here; measured once, in some 10 ms.
 
-    Known accelerators in bf16 have their data sheet's number. threads: part of the key, since the rate hangs on it.
+    Known accelerators in bf16 have their data sheet's number; on one that is full, smaller matrices are measured. threads:
+    part of the key, since the rate hangs on it.
     """
     if device.type == "cuda" and precision == "bf16":
         known = data_sheet(torch.cuda.get_device_name(device))
         if known is not None:
             return known[0] * 1e12
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    best, started = 0.0, time.perf_counter()
-    for n in (512, 1024) if device.type == "cpu" else (4096,):
-        a = torch.full((n, n), 0.5, dtype=dtype, device=device)
-        for _ in range(6):
-            synchronize(device)
-            start = time.perf_counter()
-            a @ a
-            synchronize(device)
-            best = max(best, 2 * n**3 / (time.perf_counter() - start))
-        if time.perf_counter() - started > LONG_ENOUGH:
-            break  # a small product tells as much, unless it is over in no time
+    if device.type == "cpu":
+        started, rate = time.perf_counter(), product_rate(512, dtype, device)
+        # A small product tells as much, unless it is over in no time.
+        return rate if time.perf_counter() - started > LONG_ENOUGH else max(rate, product_rate(1024, dtype, device))
+    for n in (4096, 1024):
+        with contextlib.suppress(OutOfMemory), out_of_memory_as_error(MORE_ROOM):
+            return product_rate(n, dtype, device)
+    return product_rate(256, dtype, device)
+
+
+def product_rate(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The floating-point operations per second of products of n × n matrices, the best of six."""
+    a = torch.full((n, n), 0.5, dtype=dtype, device=device)
+    best = 0.0
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 

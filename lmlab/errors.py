@@ -88,7 +88,7 @@ class RunError(LabError):
 
 
 class OutOfMemory(RunError):
-    """A step, or weights, for which the device has too little memory. The message says what makes it smaller."""
+    """A step, weights or samples for which the device has too little memory. The message says what makes room."""
 
 
 class DivergedError(LabError):

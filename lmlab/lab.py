@@ -83,6 +83,7 @@ def build(
 
 
 @devices.on_its_own()
+@devices.out_of_memory_as_error(devices.MORE_ROOM)
 def new_trainer(
     adapter: BaseAdapter,
     config: TrainingConfig,

@@ -12,7 +12,7 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
-from lmlab.devices import on_its_own, pick_device
+from lmlab.devices import MORE_ROOM, on_its_own, out_of_memory_as_error, pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import read_object
@@ -24,6 +24,7 @@ from lmlab.words import one_line
 
 
 @on_its_own()
+@out_of_memory_as_error(MORE_ROOM)
 def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
     """The model in a folder with `config.json` and `model.safetensors`. Raises CheckpointError."""
     model_type = read_object(Path(folder) / "config.json", CheckpointError).get("model_type")
@@ -65,6 +66,7 @@ def named_tokenizer(config: TrainingConfig, models_dir: Path | str | None = None
 
 
 @on_its_own()
+@out_of_memory_as_error(MORE_ROOM)
 def load_model(
     config: TrainingConfig,
     tokenizer: Tokenizer,
@@ -133,6 +135,7 @@ def ancestry_of(config: TrainingConfig, models_dir: Path | str | None = None) ->
     }
 
 
+@out_of_memory_as_error(MORE_ROOM)
 def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer]:
     """A checkpoint or a registered model, ready to sample from, on the fastest device. Raises a LabError."""
     folder = Path(folder)

@@ -58,7 +58,7 @@ def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -
     world = ranks.join()
     world.agree("config", config.config_hash)
     strategy = strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size)
-    with devices.out_of_memory_as_error(f"the weights do not fit on {device.type}; choose a smaller model"):
+    with devices.out_of_memory_as_error(f"the weights do not fit on {device.type}; {devices.MORE_ROOM}"):
         if world.text(str(strategy)) == "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
             deal_out(adapter)  # group by group, so that an accelerator never holds the whole
         else:

@@ -47,7 +47,8 @@ def write(
     before = len(ids) - len(encoded)
     device = next(adapter.parameters()).device
     told = None if on_token is None else lambda next_B1: on_token(tokenizer.pieces([int(next_B1[0, 0])])[0])
-    with devices.autocast(devices.resolve_precision(precision, device), device):
+    fewer = f"draw fewer samples at a time, or shorter ones (sampling_max_length); or {devices.MORE_ROOM}"
+    with devices.autocast(devices.resolve_precision(precision, device), device), devices.out_of_memory_as_error(fewer):
         ids_BT = adapter.generate(ids.repeat(n, 1).to(device), settings, on_token=told)
     ends = {adapter.end_of_text_id, *adapter.turn_ends}
     return [tokenizer.decode(until_end(row, len(ids), ends)[before:]) for row in ids_BT.tolist()]

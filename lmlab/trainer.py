@@ -495,6 +495,7 @@ class Trainer:
 
     @classmethod
     @devices.on_its_own()
+    @devices.out_of_memory_as_error(devices.MORE_ROOM)
     def from_checkpoint(
         cls,
         path: checkpoint.Checkpoint | Path | str,
@@ -507,7 +508,8 @@ class Trainer:
 
         path: the folder, or what `checkpoint.load` made of it. config: replaces the saved one, for what the user changes
         on resume. Further arguments as for the constructor. Sets the number of threads to that of the run, on which the
-        order of sums depends, if as many processes train as did. Raises CheckpointError.
+        order of sums depends, if as many processes train as did. Raises CheckpointError,
+        and OutOfMemory.
         """
         saved = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.load(path)
         state = saved.state

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_config import TINY
 from torch.utils.checkpoint import checkpoint
 
-from lmlab import devices, lab
-from lmlab.errors import RunError, UsageError
+from lmlab import devices, lab, loading, parallel, trainer
+from lmlab.adapters.base import BaseAdapter
+from lmlab.errors import OutOfMemory, RunError, UsageError
+from lmlab.sampling import write_samples
 
 CPU = torch.device("cpu")
 
@@ -192,6 +196,44 @@ def test_every_library_has_its_words_for_too_little_memory(said: str) -> None:
     with pytest.raises(RunError, match="out of memory: lower batch_size"):  # noqa: SIM117
         with devices.out_of_memory_as_error("lower batch_size"):
             raise RuntimeError(said)
+
+
+TOO_LITTLE = [
+    (loading, "Transformer", lambda where: lab.build(TINY, "storybook:3000", runs_dir=where)),
+    (parallel, "replicate", lambda where: lab.build(TINY, "storybook:3000", runs_dir=where)),  # DDP's buckets
+    (trainer, "load_optimizer_tensors", lambda where: lab.resume("r", max_steps=8, runs_dir=where, listeners=[])),
+    (BaseAdapter, "to", lambda where: write_samples("r", runs_dir=where)),
+    (BaseAdapter, "generate", lambda where: write_samples("r", runs_dir=where)),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "use"), TOO_LITTLE, ids=[name for _, name, _ in TOO_LITTLE])
+def test_too_little_memory_outside_of_a_step_says_what_makes_room(
+    owner: Any, name: str, use: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(TINY, "storybook:3000", run_name="r", runs_dir=tmp_path, listeners=[])
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
+
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OutOfMemory, match="close what else takes the device's memory"):
+        use(tmp_path)
+
+
+def test_a_full_device_is_measured_by_smaller_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such device is here: the meta device stands in for it, on which nothing takes memory."""
+    make, asked = torch.full, []
+
+    def full(shape: tuple[int, int], *arguments: Any, **keywords: Any) -> torch.Tensor:
+        asked.append(shape[0])
+        if shape[0] > 1024:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+        return make(shape, *arguments, **keywords)
+
+    monkeypatch.setattr(torch, "full", full)
+    assert devices.peak_flops(torch.device("meta"), "fp32", 1) > 0
+    assert asked == [4096, 1024]
 
 
 @pytest.mark.parametrize(
