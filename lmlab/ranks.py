@@ -153,7 +153,8 @@ def under_torchrun() -> bool:
 def join() -> World:
     """The world that this process trains in; the first call under torchrun waits until all have come.
 
-    Raises UsageError where torch was built without what it takes, RankError where the others do not come.
+    Raises UsageError where torch was built without what it takes, or GPUs are too few, RankError where the others do not
+    come.
     """
     if not is_launched():
         return ALONE
@@ -166,7 +167,7 @@ def join() -> World:
         refuse_shared_store()
         on_gpu = torch.cuda.is_available() and named_device() in (None, "cuda")
         if on_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(own_gpu())
         timeout = patience()
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         # On one machine torchrun keeps one store over its restarts: without a shelf of their own, those who were started
@@ -176,6 +177,18 @@ def join() -> World:
         torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     backend = torch.distributed.get_backend()
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), backend)
+
+
+def own_gpu() -> int:
+    """The number of this process's GPU on its machine. Raises UsageError where there is not one for each process."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    n_processes, n_gpus = max(own + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), torch.cuda.device_count()
+    if n_processes > n_gpus:
+        raise UsageError(
+            f"{n_processes} processes on this machine cannot share {n_gpus} GPU{'s' if n_gpus > 1 else ''}: start at most "
+            f"{n_gpus}, or let all train on the processor with LMLAB_DEVICE=cpu"
+        )
+    return own
 
 
 def named_device() -> str | None:

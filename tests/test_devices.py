@@ -11,7 +11,7 @@ import torch
 from tiny_config import TINY
 from torch.utils.checkpoint import checkpoint
 
-from lmlab import devices, lab, loading, parallel, trainer
+from lmlab import devices, lab, loading, parallel, ranks, trainer
 from lmlab.adapters.base import BaseAdapter
 from lmlab.errors import OutOfMemory, RunError, UsageError
 from lmlab.sampling import write_samples
@@ -153,6 +153,22 @@ def test_one_of_several_processes_computes_where_it_can_talk(monkeypatch: pytest
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert devices.pick_device().type == "cpu"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_more_processes_than_gpus_are_refused_with_both_numbers(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def set_device(number: int) -> None:
+        raise torch.AcceleratorError("CUDA error: invalid device ordinal")
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    expected = "2 processes on this machine cannot share 1 GPU: start at most 1, .* LMLAB_DEVICE=cpu"
+    with pytest.raises(UsageError, match=expected):
+        ranks.join()
 
 
 def test_a_device_can_be_named_in_place_of_the_fastest(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
