@@ -60,7 +60,10 @@ def spread(adapter: BaseAdapter, config: TrainingConfig, device: torch.device) -
     strategy = strategy_for(config, adapter.n_parameters(), memory_for_each(device, world.size), world.size)
     with devices.out_of_memory_as_error(f"the weights do not fit on {device.type}; {devices.MORE_ROOM}"):
         if world.text(str(strategy)) == "fsdp":  # rank 0 decides: other ranks' machines may have more memory, or less
-            deal_out(adapter)  # group by group, so that an accelerator never holds the whole
+            from torch.distributed.device_mesh import init_device_mesh
+
+            # Group by group, so that an accelerator never holds the whole.
+            deal_out(adapter, init_device_mesh(device.type, (world.size,)))
         else:
             adapter.to(device)
 
@@ -73,9 +76,10 @@ def memory_for_each(device: torch.device, world_size: int) -> int | None:
     return memory
 
 
-def deal_out(adapter: BaseAdapter, mesh: Any = None) -> None:
+def deal_out(adapter: BaseAdapter, mesh: Any) -> None:
     """FSDP2 over groups of blocks and what remains: each rank holds a share of the rows of every weight.
 
+    mesh: of all ranks, on the devices that they train on, which need not be the machine's fastest.
     Gradients are summed, not averaged: losses are divided by the tokens of all ranks already.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method

@@ -23,7 +23,7 @@ from torchrun import MAIN, ROOT, torchrun, worked
 from transformers import AutoModelForCausalLM
 
 import lmlab
-from lmlab import checkpoint, cli, events, hub, lab
+from lmlab import checkpoint, cli, events, hub, lab, parallel, ranks, rehearsal
 from lmlab.errors import RunError, UsageError
 from lmlab.proof import differing_tensor
 from lmlab.record import delete_run
@@ -386,6 +386,22 @@ def test_a_failing_rank_ends_the_run_with_its_own_message(pair: Bench, flags: Ca
     assert "No space left" in last["message"]
     assert pair.run("failing").status == "failed"
     assert pair.run("failing").step == 3
+
+
+def test_weights_are_dealt_out_to_the_processors_of_a_machine_with_another_accelerator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Apple's, from which several processes cannot talk. None is here: it is pretended, and so is the other process."""
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device("mps"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shape = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_ff": 8, "dropout": 0.0, "max_seq_len": 4, "seed": 0}
+    adapter = lmlab.CustomTransformerAdapter(lmlab.Transformer(5, **shape))
+    with rehearsal.fake_world(2):
+        parallel.spread(adapter, lmlab.TrainingConfig(**PLAIN, parallel="fsdp"), torch.device("cpu"))
+        parts = [ranks.own_part(weight) for weight in adapter.parameters()]
+    assert {part.device.type for part in parts} == {"cpu"}
+    assert sum(part.numel() for part in parts) < adapter.n_parameters()
 
 
 def test_a_rank_that_was_given_something_else_is_refused(pair: Bench) -> None:
