@@ -249,9 +249,9 @@ def noise(config: ConfigLike = None, seeds: int = 3, data: str | Path | None = N
 
 
 class Samples(View):
-    """Texts side by side. texts: a run's label to its texts, one for each prompt."""
+    """Texts side by side. texts: a run's label to its texts, one for each prompt, None where there is none."""
 
-    def __init__(self, prompts: Sequence[str], texts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, prompts: Sequence[str], texts: Mapping[str, Sequence[str | None]]) -> None:
         view = cards.samples_table(prompts, texts)
         super().__init__(view.html, view.text)
         self.prompts, self.texts = list(prompts), {label: list(said) for label, said in texts.items()}
@@ -298,10 +298,12 @@ def samples(
 
 
 def samples_by_step(run: Given) -> Samples:
-    """All samples that a run wrote while it trained, oldest first: how it learned to write."""
-    written = read_now(run).samples()
+    """All samples that a run wrote while it trained, prompt by prompt, oldest first: how it learned to write."""
+    by_step: dict[str, dict[str, str]] = {}
+    for sample in (written := read_now(run).samples()):
+        by_step.setdefault(f"step {sample.step:,}", {})[sample.prompt] = sample.text
     prompts = list(dict.fromkeys(sample.prompt for sample in written))
-    return Samples(prompts[-1:], {f"step {s.step:,}": [s.text] for s in written if s.prompt == prompts[-1]})
+    return Samples(prompts, {label: [said.get(prompt) for prompt in prompts] for label, said in by_step.items()})
 
 
 def microscope(

@@ -218,6 +218,16 @@ def test_samples_by_step_are_those_of_the_log(tiny: Settings, corpus: Path):
     assert list(shown.texts) == ["step 2", "step 4", "step 6"]
     assert [text for [text] in shown.texts.values()] == [sample.text for sample in run.samples()]
     assert shown.prompts == ["The"]
+    run = run.resume(max_steps=9, sampling_prompt="a ", listeners=[])
+    shown = lab.samples_by_step(run)
+    assert shown.prompts == ["The", "a "]
+    assert {label: [text is not None for text in texts] for label, texts in shown.texts.items()} == {
+        **{f"step {step}": [True, False] for step in (2, 4, 6)}, "step 8": [False, True], "step 9": [False, True],
+    }  # fmt: skip
+    assert [text for texts in shown.texts.values() for text in texts if text] == [s.text for s in run.samples()]
+    assert re.findall(r"^ *(prompt '.*'|step \d+)", repr(shown), re.MULTILINE) == [
+        "prompt 'The'", "step 2", "step 4", "step 6", "prompt 'a '", "step 8", "step 9",
+    ]  # fmt: skip
 
 
 def test_the_microscope_reads_models_and_earlier_checkpoints(run: lab.Run):

@@ -311,11 +311,12 @@ def _value(value: Any) -> str:
     return element("span", escape(words.clip(words.plain(value), 400)), "lm-mono")
 
 
-def samples_table(prompts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> View:
-    """Texts side by side, one row a prompt. columns: a run's label to its texts, one for each prompt, in order."""
+def samples_table(prompts: Sequence[str], columns: Mapping[str, Sequence[str | None]]) -> View:
+    """Texts side by side, one row a prompt. columns: a run's label to its texts, one for each prompt, in order, None where
+    there is none."""
     parts, lines = [], []
     for index, prompt in enumerate(prompts):
-        texts = {label: said[index] for label, said in columns.items() if index < len(said)}
+        texts = {label: text for label, said in columns.items() if (text := said[index]) is not None}
         cells = "".join(
             element("div", head(label) + quote(words.clip(said, LONGEST_SAMPLE), prompt))
             for label, said in texts.items()
