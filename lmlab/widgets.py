@@ -11,13 +11,14 @@ from typing import Any
 
 from lmlab import words
 from lmlab.catalogue import as_tree, render_info
+from lmlab.checkpoint import MANIFEST, step_folder, steps
 from lmlab.comparison import distinct
 from lmlab.faces import Face
 from lmlab.generate import SamplingSettings
 from lmlab.history import AXES
 from lmlab.lab import Run
 from lmlab.places import find_runs_dir
-from lmlab.record import Record, find_runs
+from lmlab.record import Record, find_run, find_runs
 from lmlab.registry import Registry
 from lmlab.runs_table import LONGEST_TITLE
 from lmlab.sampling import load_writer, write
@@ -104,12 +105,29 @@ def title_of(run: Record) -> str:
 
 class PromptBox(Face):
     """A model to write with: `prompt`, `temperature`, `top_k`, `top_p`, `length`, `seed` and a button. `text` is what it
-    wrote last."""
+    wrote last. That of a run is loaded again where the run went on."""
 
-    def __init__(self, source: Source | Path, runs_dir: str | Path | None, models_dir: str | Path | None) -> None:
-        self.writer = load_writer(source, runs_dir=runs_dir, models_dir=models_dir)
+    def __init__(self, source: Source, runs_dir: str | Path | None, models_dir: str | Path | None) -> None:
+        self.source, self.runs_dir, self.models_dir = source, runs_dir, models_dir
+        self._load(self._newest())
         self.text = ""
         super().__init__()
+
+    def _newest(self) -> tuple[int, bytes] | None:
+        """The step of the newest checkpoint of the run that writes, and its manifest, which tells it from another of that
+        step; None where there is none, as of a registered model."""
+        folder = self.source if isinstance(self.source, Run) else find_run(self.source, find_runs_dir(self.runs_dir))
+        checkpoints = Path(folder, "checkpoints")
+        try:
+            step = max(steps(checkpoints), default=None)
+            return None if step is None else (step, (step_folder(checkpoints, step) / MANIFEST).read_bytes())
+        except OSError:  # of one that is pruned meanwhile
+            return None
+
+    def _load(self, newest: tuple[int, bytes] | None) -> None:
+        self.__dict__.pop("writer", None)  # first, so that there is one model in memory
+        self.writer = load_writer(self.source, runs_dir=self.runs_dir, models_dir=self.models_dir)
+        self._loaded = newest
 
     def _made(self) -> Any:
         import ipywidgets
@@ -152,7 +170,11 @@ class PromptBox(Face):
         return ipywidgets.VBox([top, self.message, self.view])
 
     def write(self) -> str:
-        """What the button does: write from the prompt on, each token shown as it comes. Raises TokenizerError."""
+        """What the button does: write from the prompt on, each token shown as it comes. Raises a LabError."""
+        newest = self._newest()
+        if newest is not None and newest != self._loaded:
+            self._load(newest)
+            self.say(f"the run went on: this is the model of step {newest[0]:,}")
         adapter, tokenizer, config = self.writer
         config = config.updated(
             sampling_temperature=self.temperature.value,
@@ -186,9 +208,7 @@ class PromptBox(Face):
         self.__dict__.pop("writer", None)
 
 
-def prompt_box(
-    run: Source | Path, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None
-) -> PromptBox:
+def prompt_box(run: Source, *, runs_dir: str | Path | None = None, models_dir: str | Path | None = None) -> PromptBox:
     """A prompt, the settings of sampling, and a button that lets a run or a registered model write, token by token.
 
     run: as for `sampling.load_writer`. Raises what that raises.

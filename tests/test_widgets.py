@@ -277,6 +277,27 @@ def test_the_box_writes_what_the_library_writes_and_shows_it_as_it_comes(hostile
     box.close()
 
 
+@pytest.mark.parametrize("named", [lambda run: run, lambda run: run.run_id, lambda run: run.folder])
+def test_the_box_writes_with_the_model_of_a_run_that_went_on(
+    tiny: dict[str, object], corpus: Path, named: Callable[[lab.Run], object]
+):
+    run = lab.run(tiny, data=corpus, learning_rate=0.1, listeners=[])
+    box = lab.prompt_box(named(run))
+    before = box.write()
+    assert box.message.value == ""
+    loaded = box.writer
+    box.button.click()
+    assert box.writer is loaded, "nothing new"
+    run = run.resume(max_steps=60, listeners=[], checkpoint_cadence=None)
+    box.button.click()
+    assert [box.text] == lab.write_samples(run, sampling_seed=0) != [before]
+    assert "the run went on: this is the model of step 60" in box.message.value
+    text, box.message.value = box.text, ""
+    run.delete()
+    assert box.write() == text, "with the model that it has"
+    box.close()
+
+
 def test_markup_in_prompts_and_texts_stays_text(hostile_run: lab.Run):
     box = lab.prompt_box(hostile_run)
     assert box.prompt.value == f"The {HOSTILE}"
