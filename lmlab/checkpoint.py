@@ -26,6 +26,7 @@ from lmlab.errors import CheckpointError
 from lmlab.files import (
     describe_os_error,
     dump_json,
+    is_disk_full,
     is_hidden,
     move_folder,
     new_folder_beside,
@@ -242,8 +243,9 @@ def errors_named(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder} exists already; resume from it or remove it first") from error
     except (OSError, SafetensorError) as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+        advice = "free some space" if is_disk_full(error) else "check the folder and its permissions"
         raise CheckpointError(
-            f"cannot save the checkpoint {folder}: {reason}; free some space, then go on from the newest one with --resume"
+            f"cannot save the checkpoint {folder}: {reason}; {advice}, then go on from the newest one with --resume"
         ) from error
 
 

@@ -25,7 +25,8 @@ LARGEST_JSON = 32 << 20  # bytes of a config, a state or an index
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that cannot sync a folder
 # What NFS says of a file that is open or mapped, and of its folder.
 IN_USE = (errno.ENOTEMPTY, errno.EBUSY, errno.ESTALE)
-OS_ERROR = re.compile(r"\(os error (\d+)\)")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust name its number
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -344,6 +345,12 @@ def plain_os_errors() -> Iterator[None]:
         if said is None:
             raise
         raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of writing says that the disk is full, or a quota or the largest size of a file reached."""
+    named = OS_ERROR.search(str(error))
+    return getattr(error, "errno", None) in DISK_FULL or (named is not None and int(named[1]) in DISK_FULL)
 
 
 def describe_os_error(error: OSError) -> str:

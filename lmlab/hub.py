@@ -18,8 +18,8 @@ from lmlab import origins
 from lmlab.entries import Entry, FileInfo, check_name, is_name
 from lmlab.errors import HubError, LabError, RegistryError
 from lmlab.events import now
-from lmlab.files import describe_os_error, dump_json, read_json, remove_tree, sha256_file, write_atomic
-from lmlab.hub_client import DISK_FULL, Unfinished, WrongHash, need_space
+from lmlab.files import describe_os_error, dump_json, is_disk_full, read_json, remove_tree, sha256_file, write_atomic
+from lmlab.hub_client import Unfinished, WrongHash, need_space
 from lmlab.registry import Registry
 from lmlab.sources import FromFolder, FromGguf, FromHub, ImportPlan, Origin, origin_of
 from lmlab.words import one_line
@@ -234,7 +234,7 @@ def disk_errors(models_dir: Path, origin: Origin) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if is_disk_full(error):
             then = ": it goes on" if isinstance(origin, FromHub) else ""
             raise Unfinished(
                 f"the disk of {models_dir} is full; free some space and run the same import again{then}"

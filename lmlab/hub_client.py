@@ -6,7 +6,6 @@ another process: what came so far stays in `.NAME.part` beside the file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -17,14 +16,13 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from lmlab.errors import HubError
-from lmlab.files import describe_os_error, free_space, sha256_file
+from lmlab.files import describe_os_error, free_space, is_disk_full, sha256_file
 from lmlab.words import one_line, size
 
 WEB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SECONDS = 20.0  # to wait for the hub's first answer
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Unfinished(HubError):
@@ -228,7 +226,7 @@ def refuse(error: Exception, model_id: str, revision: str | None, file: str | No
         raise HubError(f"the hub refuses {what} ({status}); check that HF_TOKEN is valid and may read it") from error
     if status is not None:
         raise Unfinished(f"the hub answers {status} for {what}; run the same import later: it goes on") from error
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if is_disk_full(error):
         raise Unfinished(
             f"the disk is full while fetching {what}; free some space and run the same import again: it goes on"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from lmlab.files import (
     atomic_folder,
     describe_os_error,
     dump_json,
+    is_disk_full,
     lock,
     make_folder,
     move_folder,
@@ -201,8 +201,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space" if full else "check the folder and its permissions, or choose another --runs-dir"
+        elsewhere = "check the folder and its permissions, or choose another --runs-dir"
+        advice = "free some space" if is_disk_full(error) else elsewhere
         raise RunError(f"cannot write to the run folder {folder}: {describe_os_error(error)}; {advice}") from error
 
 

@@ -209,6 +209,16 @@ def test_a_disk_that_is_full_at_any_moment_is_one_line_and_costs_nothing(
         raise AssertionError("the save never ended")
 
 
+def test_a_folder_that_is_gone_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is deleted while its tensors are written, whose library says the number of the error in its text."""
+    made = checkpoint.new_folder_beside
+    monkeypatch.setattr(checkpoint, "new_folder_beside", lambda folder: shutil.rmtree(path := made(folder)) or path)
+    with pytest.raises(
+        CheckpointError, match=r"No such file or directory.*; check the folder and its permissions, then"
+    ):
+        save(tmp_path / "step-00000001", 1)
+
+
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._state.json", ".ipynb_checkpoints/state-checkpoint.json", "tokenizer/.DS_Store"]
 )
