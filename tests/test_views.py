@@ -679,6 +679,30 @@ def test_curves_draw_the_series_of_the_run(tmp_path):
     assert (tmp_path / "curves.svg").stat().st_size > 5000
 
 
+def test_the_figure_of_a_long_run_draws_thousands_of_points_and_no_other_picture():
+    history, steps = History(), np.arange(1, 60_001)
+    losses = 1.0 + 3.0 * np.exp(-steps / 5_000) + 0.1 * np.random.default_rng(0).normal(size=len(steps))
+    losses[[20_000, 30_000]], losses[40_000:40_100], losses[50_000] = (9.0, 0.2), math.nan, math.inf
+    for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
+        history.add({"event": "step", "step": step, "loss": loss})
+        history.add({"event": "eval", "step": step, "val_loss": loss})
+    figure = plots.compare([history, history], ("loss", "val_loss"), noise=0.1, labels=["a", "b"])
+    for axes, reach in zip(figure.axes, (0.0, 0.05), strict=True):
+        for line in axes.lines:
+            assert len(line.get_xdata()) <= 4_010
+        whole = np.where(np.isfinite(losses), losses, math.nan)
+        raw = max(axes.lines, key=lambda line: np.nanmax(line.get_ydata()))
+        assert (np.nanmax(raw.get_ydata()), np.nanmin(raw.get_ydata())) == (9.0, 0.2)
+        for spoiled, n_around in ((40_050, 100), (50_001, 1)):  # the line breaks
+            near = np.abs(raw.get_xdata() - spoiled) <= n_around
+            assert np.isnan(raw.get_ydata()[near]).any()
+        assert axes.get_xlim()[1] == pytest.approx(60_000 * 1.02)
+        assert axes.get_ylim() == pytest.approx(value_range([np.concatenate([whole - reach, whole + reach])]))
+    smoothed = drawn_lines(figure)["a"]
+    expected = smooth(steps, np.where(np.isfinite(losses), losses, math.nan), 100)
+    np.testing.assert_array_equal(smoothed.get_ydata(), expected[smoothed.get_xdata().astype(int) - 1])
+
+
 @pytest.mark.parametrize(("axis", "end"), [("step", 40), ("tokens", 40 * 128), ("seconds", 20 / 60)])
 def test_runs_compare_along_every_axis(tmp_path, axis, end):
     runs = [Record(write_run(tmp_path / f"run{seed}", seed=seed)) for seed in range(2)]

@@ -44,16 +44,24 @@ def smooth(steps: NDArray[np.int64], values: Floats, span: float) -> Floats:
     return smoothed
 
 
-def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:
-    """At most `most` finite points that draw the same picture: the lowest and highest of each bucket of neighbours."""
+def thin(x: Floats, y: Floats, most: int = MOST_POINTS, *, gaps: bool = False) -> tuple[Floats, Floats]:
+    """At most `most` finite points that draw the same picture: the lowest and highest of each bucket of neighbours.
+
+    gaps: keep points that are not finite, where a line breaks; of a bucket that has some, the first and last besides.
+    """
     drawn = np.isfinite(x) & (np.abs(y) < LARGEST_DRAWN)
-    x, y = x[drawn], y[drawn]
+    if not gaps:
+        x, y, drawn = x[drawn], y[drawn], drawn[drawn]
     if len(x) <= most:
         return x, y
+    low, high = np.where(drawn, y, math.inf), np.where(drawn, y, -math.inf)
     edges = np.linspace(0, len(x), max((most - 2) // 2, 1) + 1).astype(np.int64)
     kept = [0, len(x) - 1]
     for start, end in itertools.pairwise(edges.tolist()):
-        kept += [start + int(y[start:end].argmin()), start + int(y[start:end].argmax())]
+        kept += [start + int(low[start:end].argmin()), start + int(high[start:end].argmax())]
+        if not drawn[start:end].all():
+            breaks = np.flatnonzero(~drawn[start:end])
+            kept += [start + int(breaks[0]), start + int(breaks[-1])]
     order = np.unique(kept)
     return x[order], y[order]
 

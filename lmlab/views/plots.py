@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lmlab import words
 from lmlab.errors import UsageError
 from lmlab.history import History, step_of
-from lmlab.views.curves import LARGEST_DRAWN, Floats, smooth, span_for, value_range
+from lmlab.views.curves import LARGEST_DRAWN, Floats, smooth, span_for, thin, value_range
 from lmlab.views.figure import colour_map, label, legend_labels, new_figure, style, token_label
 from lmlab.views.theme import DIM, INK, LIGHT_SERIES
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_POINTS = 4_000  # of a line; more take longer to draw, and look the same
 MOST_PANELS = 64  # attention maps on one figure
 MOST_LEGEND = 12  # names in a legend; beyond them colours go without
 N_LAYERS = ("n_layers", "num_hidden_layers", "num_layers", "n_layer")  # how families of models name it
@@ -140,24 +141,26 @@ def _draw(
     title: str | None,
     raw: float,
 ) -> tuple[Floats, Floats]:
-    """Draw one series of one run; returns what was drawn, x and y."""
+    """Draw one series of one run, thinned; returns all of it, x and y."""
     steps, values = run.series(name)
     x = run.along(steps, axis) / (60 if axis == "seconds" else 1)
     values = np.where(np.abs(values) < LARGEST_DRAWN, values, np.nan)
+    thin_x, thin_values = thin(x, values, MOST_POINTS, gaps=True)
     if name in DOTTED:
         if noise:
-            axes.fill_between(x, values - noise / 2, values + noise / 2, color=colour, alpha=0.16, linewidth=0)
-        marks: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
-        axes.plot(x, values, color=colour, linestyle=line, linewidth=1.5, marker=mark or "o", label=title, **marks)
+            band = thin_values - noise / 2, thin_values + noise / 2
+            axes.fill_between(thin_x, *band, color=colour, alpha=0.16, linewidth=0)
+        marks: dict[str, Any] = {"marker": mark or "o", "markersize": 4.5, "markeredgecolor": "white"}
+        marks |= {"markeredgewidth": 0.8, "zorder": 3}
+        axes.plot(thin_x, thin_values, color=colour, linestyle=line, linewidth=1.5, label=title, **marks)
         reach = (noise or 0.0) / 2
         return np.tile(x, 2), np.concatenate([values - reach, values + reach])
     span = smoothing if smoothing is not None else span_for(int(np.ptp(steps)) if len(steps) else 0)
     calm = values if name == "learning_rate" else smooth(steps, values, span)
     if calm is not values and span > 1:
-        axes.plot(x, values, color=colour, linewidth=0.8, alpha=raw)
-    axes.plot(
-        x, calm, color=colour, linestyle=line, linewidth=1.8, marker=mark, markevery=0.1, markersize=4, label=title
-    )
+        axes.plot(thin_x, thin_values, color=colour, linewidth=0.8, alpha=raw)
+    marks = {"marker": mark, "markevery": 0.1, "markersize": 4}
+    axes.plot(*thin(x, calm, MOST_POINTS, gaps=True), color=colour, linestyle=line, linewidth=1.8, label=title, **marks)
     return x, values
 
 
