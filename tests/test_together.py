@@ -23,6 +23,8 @@ from lmlab.words import size
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 64, "max_seq_len": 16, "precision": "fp32"}
+# 6.4 billion parameters in few layers: what takes time is to deal out each matrix.
+WIDE = {"n_layers": 8, "d_model": 8192, "n_heads": 64, "d_ff": 32768}
 
 
 def written(folder: Path, **values: Any) -> Path:
@@ -206,19 +208,17 @@ def test_the_report_says_it_from_the_command_line(lab_command, tmp_path: Path, c
 def test_the_configs_own_strategy_is_taken_and_auto_deals_out_what_does_not_fit(tmp_path: Path, corpus: Path):
     assert plan(written(tmp_path, parallel="fsdp"), corpus, 2, None).share.strategy == "fsdp"
     assert plan(written(tmp_path), corpus, 2, None, "H100").share.strategy == "ddp"
-    wide = written(tmp_path, n_layers=32, d_model=4096, n_heads=32, d_ff=16384)
-    found = plan(wide, corpus, 8, None, "H100")
+    found = plan(written(tmp_path, **WIDE), corpus, 8, None, "H100")
     assert found.share.strategy == "fsdp"
     assert found.differences() == []
 
 
 def test_what_does_not_fit_a_device_is_a_warning(tmp_path: Path, corpus: Path):
-    wide = {"n_layers": 32, "d_model": 4096, "n_heads": 32, "d_ff": 16384}
-    (copied,) = plan(written(tmp_path, **wide), corpus, 8, "ddp", "H100").warnings()
+    (copied,) = plan(written(tmp_path, **WIDE), corpus, 8, "ddp", "H100").warnings()
     assert copied.startswith("each process needs about 103 GB, and has 80 GB of H100: ")
     assert "--strategy fsdp" in copied
-    assert plan(written(tmp_path, **wide, batch_size=512), corpus, 512, "fsdp", "L4").warnings() == []
-    (whole,) = plan(written(tmp_path, **wide, batch_size=512), corpus, 512, "fsdp").warnings()
+    assert plan(written(tmp_path, **WIDE, batch_size=512), corpus, 512, "fsdp", "L4").warnings() == []
+    (whole,) = plan(written(tmp_path, **WIDE, batch_size=512), corpus, 512, "fsdp").warnings()
     assert "every process has all weights at the start" in whole
 
 
