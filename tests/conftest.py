@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from forked import Nursery
 from tiny_config import TINY
+
+from lmlab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,7 +85,48 @@ def tiny_yaml(tmp_path: Path, tiny: dict[str, object]) -> Path:
 
 
 @pytest.fixture
-def lab_command(tmp_path: Path) -> Command:
+def lab_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line on ARGUMENTS in this process, to its end. Keywords go to the environment.
+
+    `lab_process` is for what only a process of its own can show.
+    """
+
+    def call(*arguments: object, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        capsys.readouterr()
+        with undisturbed(), contextlib.chdir(cwd):
+            os.environ.update(environment)
+            try:
+                status = cli.main(words)
+            except SystemExit as ended:  # argparse has said what is wrong
+                status = ended.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, status, said.out, said.err)
+
+    return call
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """What the block may change of this process is put back; nobody is at stdin meanwhile.
+
+    Fails where it leaves a thread behind, or another answer to a signal.
+    """
+    answers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    threads = threading.enumerate()
+    with (
+        open(os.devnull, encoding="utf-8") as nobody,
+        mock.patch.object(sys, "stdin", nobody),
+        mock.patch.dict(os.environ),
+        warnings.catch_warnings(),
+    ):
+        yield
+    assert {number: signal.getsignal(number) for number in answers} == answers
+    assert [thread for thread in threading.enumerate() if thread not in threads] == []
+
+
+@pytest.fixture
+def lab_process(tmp_path: Path) -> Command:
     """Run `python main.py ARGUMENTS` in a process of its own, to its end. Keywords go to the environment."""
 
     def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 120, **environment: str):

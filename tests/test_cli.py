@@ -162,14 +162,14 @@ def steering(tiny: dict[str, object]) -> lab.Run:
 
 
 def test_a_sample_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(
-    steering: lab.Run, lab_command: Callable[..., subprocess.CompletedProcess[str]]
+    steering: lab.Run, lab_process: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     prompt = ["--prompt", "The \x1b[31m"]
     status, shown = on_a_terminal("sample", "steering", *prompt)
     assert status == 0
     assert "The \\x1b[31m" in shown
     assert "\x1b[31m" not in shown
-    assert "The \x1b[31m" in lab_command("sample", "steering", *prompt).stdout
+    assert "The \x1b[31m" in lab_process("sample", "steering", *prompt).stdout
 
 
 def test_a_run_is_found_by_its_id_and_by_its_folder_from_anywhere(

@@ -43,7 +43,7 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one_and_resumes(
     ("model_name", "precision"), [(None, "fp32"), (None, "bf16"), ("tiny-qwen", "bf16")], ids=lambda value: str(value)
 )
 def test_a_compiled_run_goes_on_bit_for_bit_in_another_process(
-    model_name: str | None, precision: str, tiny: dict[str, Any], lab_command: Callable[..., Any], tmp_path: Path
+    model_name: str | None, precision: str, tiny: dict[str, Any], lab_process: Callable[..., Any], tmp_path: Path
 ) -> None:
     if model_name is not None:
         hub.import_model("builtin:tiny-qwen", models_dir=tmp_path / "models")
@@ -58,7 +58,7 @@ def test_a_compiled_run_goes_on_bit_for_bit_in_another_process(
         [*begin, "--run-name", "cut", "--max-steps", 3],
         ["--resume", "cut", "--max-steps", 8],
     ):
-        done = lab_command(*arguments, OMP_NUM_THREADS="2", **folders)
+        done = lab_process(*arguments, OMP_NUM_THREADS="2", **folders)
         assert done.returncode == 0, done.stderr
     straight, cut = (tmp_path / "runs" / name / "checkpoints" / "step-00000008" for name in ("straight", "cut"))
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -275,11 +275,11 @@ def test_the_precision_of_the_run_is_taken_up_again(
     assert [start["precision"] for start in starts] == ["bf16", "bf16"]
 
 
-def test_two_processes_write_the_same_log(lab_command: Callable[..., Any], tiny_yaml: Path, corpus: Path) -> None:
+def test_two_processes_write_the_same_log(lab_process: Callable[..., Any], tiny_yaml: Path, corpus: Path) -> None:
     logs = []
     for name in ("one", "other"):
         arguments = ("--config", tiny_yaml, "--data", corpus, "--run-name", name, "--set", "eval_cadence=2")
-        done = lab_command(*arguments, "--set", "dropout=0.2", "--set", "sampling_cadence=3")
+        done = lab_process(*arguments, "--set", "dropout=0.2", "--set", "sampling_cadence=3")
         assert done.returncode == 0, done.stderr
         read = events.read(Path("runs") / name / "log.jsonl")
         own = TIMINGS | {"git_commit", "git_dirty"}  # somebody may commit meanwhile
@@ -482,11 +482,11 @@ def test_the_folder_of_its_checkpoints_stands_for_a_run(run: Path, monkeypatch: 
 
 
 def test_a_run_that_another_process_took_to_the_same_step_gives_its_newest_model(
-    lab_command: Callable[..., Any], corpus: Path
+    lab_process: Callable[..., Any], corpus: Path
 ) -> None:
     held = lab.run(TINY, corpus, run_name="r-2", listeners=[])
     before = held.load()[0].model.embedding.weight.clone()
-    done = lab_command("--resume", held.folder / "checkpoints" / "step-00000003", "--set", "learning_rate=0.05")
+    done = lab_process("--resume", held.folder / "checkpoints" / "step-00000003", "--set", "learning_rate=0.05")
     assert done.returncode == 0, done.stderr
     newest = lab.Run(held.folder).load()[0].model.embedding.weight
     assert not torch.equal(newest, before)

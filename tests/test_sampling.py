@@ -57,13 +57,13 @@ def test_many_texts_are_drawn_together_and_differ(run: lab.Run) -> None:
 
 
 def test_a_run_in_memory_writes_with_the_settings_of_its_newest_session(
-    run: lab.Run, tmp_path: Path, lab_command: Callable[..., Any]
+    run: lab.Run, tmp_path: Path, lab_process: Callable[..., Any]
 ) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "runs" / "mine")
     seen = lab.Run(folder)
     before = write_samples(seen)
     settings = ("--set", "sampling_max_length=30", "--set", "sampling_temperature=2.5")
-    done = lab_command("--resume", "mine", "--max-steps", 7, *settings)
+    done = lab_process("--resume", "mine", "--max-steps", 7, *settings)
     assert done.returncode == 0, done.stderr
     [side_by_side] = samples([seen], ["The cat"]).texts.values()
     assert side_by_side == write_samples(seen) == write_samples(folder) != before
