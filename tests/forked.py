@@ -96,7 +96,7 @@ class Nursery:
             arguments=[str(value) if isinstance(value, Path) else value for value in arguments],
             folder=os.getcwd(),
             output=str(output),
-            environment={name: value for name, value in os.environ.items() if name.startswith("LMLAB_")},
+            environment={name: value for name, value in os.environ.items() if name.startswith(("LMLAB_", "HF_"))},
         )
         return Child(self, pid, output)
 

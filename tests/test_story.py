@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
+from forked import Nursery
 from hub_server import HubServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmlab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, STORIES, POEMS = "qwen-0.5b-base", "qwen-0.5b-stories", "qwen-0.5b-poems"
@@ -21,23 +22,24 @@ SHORT = ("--set", "max_seq_len=16", "--set", "eval_batches=2", "--set", "samplin
 
 
 @pytest.fixture
-def main(tmp_path: Path) -> Any:
-    """`python main.py ARGUMENTS` in an empty folder, with a hub that holds one tiny Qwen: what it printed."""
+def main(tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """`python main.py ARGUMENTS` in an empty folder, with a hub that holds one tiny Qwen: what it printed.
+
+    Each is a process of its own, forked from one that has imported what it takes.
+    """
     text = tmp_path / "text.txt"
     text.write_text(tiny_models.text(6000), encoding="utf-8")
     with HubServer() as hub:
         hub.add("Qwen/Qwen2.5-0.5B", tiny_models.make(tmp_path / "published"))
-        environment = {**os.environ, "LMLAB_HOME": str(tmp_path), "HF_ENDPOINT": hub.address}
+        monkeypatch.setenv("LMLAB_HOME", str(tmp_path))
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
         for name in ("LMLAB_RUNS_DIR", "LMLAB_MODELS_DIR"):
-            environment.pop(name, None)
+            monkeypatch.delenv(name)
 
         def call(*arguments: object, status: int = 0) -> str:
-            command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-            )
-            assert done.returncode == status, done.stdout[-3000:] + done.stderr
-            return done.stdout + done.stderr
+            ended, said = nursery.run(cli.main, list(map(str, arguments)))
+            assert ended == status, said[-3000:]
+            return said
 
         yield call
 
@@ -53,7 +55,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_model_is_imported_tuned_registered_tuned_again_branched_and_deleted(main: Any, tmp_path: Path) -> None:
+def test_a_model_is_imported_tuned_registered_tuned_again_branched_and_deleted(
+    main: Callable[..., str], tmp_path: Path
+) -> None:
     models, text = tmp_path / "models", tmp_path / "text.txt"
 
     # She brings a pretrained model in, having seen what it is.
