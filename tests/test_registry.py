@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -297,61 +299,66 @@ def test_fix_keeps_the_models_of_a_registry_that_was_lost(tmp_path: Path) -> Non
     assert (tmp_path / ".unregistered" / "tuned" / "model.safetensors").exists()
 
 
-ADDER = """
-import sys
+ADDERS = """
+import os, sys
 from lmlab.registry import Registry
 from lmlab.entries import Entry
-registry = Registry(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-for i in range(int(sys.argv[3])):
-    name = f"model-{sys.argv[2]}-{i}"
-    registry.add(Entry(model_name=name, source="local", architecture_type="qwen", local_path=name))
-assert "torch" not in sys.modules and "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
+
+def add(number):
+    registry = Registry(sys.argv[1])
+    for i in range(int(sys.argv[3])):
+        name = f"model-{number}-{i}"
+        registry.add(Entry(model_name=name, source="local", architecture_type="qwen", local_path=name))
+    assert "torch" not in sys.modules and "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
+
+wait, go = os.pipe()
+for number in range(int(sys.argv[2])):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(go)
+            os.read(wait, 1)
+            add(number)
+            status = 0
+        finally:
+            os._exit(status)
+    print(child, flush=True)
+os.close(go)
+while True:
+    print(*os.wait(), flush=True)
 """
 
 
-def start_adder(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    """A process that waits for a line and then adds `count` entries."""
-    arguments = [sys.executable, "-c", ADDER, str(folder), str(number), str(count)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def go(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Wait for every process to be ready and let all start at once."""
-    for process in processes:
+@contextlib.contextmanager
+def adding(folder: Path, n_processes: int, count: int) -> Iterator[tuple[list[int], Iterator[tuple[int, int]]]]:
+    """Processes that begin at once to add `count` entries each: their numbers, and those of the ones that end, as they
+    do, with their exit statuses."""
+    arguments = [sys.executable, "-c", ADDERS, str(folder), str(n_processes), str(count)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-
-
-def finish(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process and close its pipes. Returns its exit status."""
-    process.communicate(timeout=60)
-    return process.returncode
+        children = [int(process.stdout.readline()) for _ in range(n_processes)]
+        lines = (line.split() for line in process.stdout)
+        yield children, ((int(child), os.waitstatus_to_exitcode(int(status))) for child, status in lines)
 
 
 def test_sixteen_processes_adding_fifty_entries_leave_eight_hundred(tmp_path: Path) -> None:
-    processes = [start_adder(tmp_path, number, 50) for number in range(16)]
-    go(processes)
-    assert [finish(process) for process in processes] == [0] * 16
+    with adding(tmp_path, 16, 50) as (children, ended):
+        assert dict(ended) == dict.fromkeys(children, 0)
+    assert len(children) == 16
     assert set(Registry(tmp_path).names()) == {f"model-{n}-{i}" for n in range(16) for i in range(50)}
     assert set(os.listdir(tmp_path)) == {"registry.json", "registry.json.lock"}
 
 
 def test_a_kill_at_any_moment_leaves_a_registry_that_parses(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    processes = [start_adder(tmp_path, number, 100_000) for number in range(4)]
-    go(processes)
-    for process, delay in zip(processes, (0.05, 0.11, 0.03, 0.07), strict=True):
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        assert finish(process) == -signal.SIGKILL
-        before = {entry.model_name for entry in registry.entries()}
-        assert before <= set(registry.names())  # the processes that live go on adding between the two
+    with adding(tmp_path, 4, 100_000) as (children, ended):
+        for child, delay in zip(children, (0.05, 0.11, 0.03, 0.07), strict=True):
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            assert next(ended) == (child, -signal.SIGKILL)
+            before = {entry.model_name for entry in registry.entries()}
+            assert before <= set(registry.names())  # the processes that live go on adding between the two
     assert registry.entries()
     registry.validate(fix=True)
     assert registry.names() == []
