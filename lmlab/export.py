@@ -41,13 +41,15 @@ MODEL_FILES = ("config.json", "model.safetensors")
 def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Path | str | None = None) -> Entry:
     """Make the model of a checkpoint a model of the registry. The checkpoint stays as it is.
 
-    Raises CheckpointError where it does not verify, RegistryError on a bad or taken name and where the disk refuses.
+    Raises CheckpointError where it does not verify or its weights are ruined, RegistryError on a bad or taken name and where
+    the disk refuses.
     """
     registry = Registry(models_dir)
     if check_name(name) in registry.names():
         raise RegistryError(f"a model {name!r} is registered already; choose another name")
     registry.refuse_placed(name)
     saved = checkpoint.load(checkpoint_folder)
+    refuse_ruined(saved)
     with staged(registry, name) as folder:
         copy_model(saved, folder)
         sound = sound_ancestor(registry, saved)
@@ -68,6 +70,19 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
             take_back(registry, folder, name)
             raise
     return entry
+
+
+def refuse_ruined(saved: Checkpoint) -> None:
+    """Raise CheckpointError where a weight is not finite. Reads one after the other, mapped, and copies none."""
+    for name, tensor in saved.tensors("model").items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        least, most = (float(value) for value in tensor.aminmax())  # both NaN where any value is
+        is_limit = tensor.dim() == 0 and math.isinf(least)  # that there is none, as Gemma 4 has it
+        if not is_limit and not (math.isfinite(least) and math.isfinite(most)):
+            raise CheckpointError(
+                f"the weights of {saved.folder} are ruined: {name} has values that are not finite; use an older checkpoint"
+            )
 
 
 def take_back(registry: Registry, staged: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -336,6 +337,23 @@ def test_what_cannot_be_registered_leaves_nothing(published: Path, models: Path,
         register_checkpoint(saved, "tuned", tmp_path / "file")
     assert set(os.listdir(models)) == {"base", "placed", "registry.json", "registry.json.lock"}
     assert Registry(models).names() == ["base"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_ruined_weights_are_not_registered(published: Path, models: Path, tmp_path: Path, value: float) -> None:
+    adapter, tokenizer = trained(published / "qwen2"), HFTokenizer(published / "qwen2")
+    adapter.model.register_buffer("limit", torch.tensor(-math.inf))
+    sound = save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-1")
+    with torch.no_grad():
+        adapter.model.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 5] = value
+    saved = save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-2")
+    said = (
+        r"step-00000020 are ruined: model\.layers\.1\.mlp\.up_proj\.weight has values that are not finite; use an older"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        register_checkpoint(saved, "tuned", models)
+    assert Registry(models).names() == ["base"]
+    assert register_checkpoint(sound, "tuned", models).model_name == "tuned"
 
 
 def test_a_state_that_names_no_model_is_refused(published: Path, models: Path, tmp_path: Path) -> None:
