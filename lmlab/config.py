@@ -167,8 +167,10 @@ class TrainingConfig(BaseModel):
     )  # fmt: skip
     early_stopping_patience: int | None = setting(
         None, TRAINING, ge=1, le=MOST_STEPS, reasonable_range="null, or 3 to 10",
-        description="Evaluations in a row without a better validation loss after which the run ends. null is off.",
-        interactions="Needs `eval_cadence`.",
+        description="Evaluations in a row without a better validation loss after which the run ends, while one that is "
+        "better than all checkpoints is saved. null is off.",
+        interactions="Needs `eval_cadence`. Saves whatever `checkpoint_cadence` says, so that `checkpoints/best` is the "
+        "best; `keep_checkpoints` limits the others.",
     )  # fmt: skip
 
     max_seq_len: int = setting(

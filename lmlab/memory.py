@@ -11,6 +11,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -353,14 +354,22 @@ def head_bytes(shape: Shape, N: int, width: int) -> int:
 
 def copies_checkpoints(config: TrainingConfig, device: str) -> bool:
     """Whether a checkpoint's tensors are copied beside the training; an accelerator's go to the machine's memory."""
-    within = config.checkpoint_cadence is not None and config.checkpoint_cadence <= config.max_steps
+    within = any(cadence <= config.max_steps for cadence in saving_cadences(config))
     return config.async_checkpoints and within and device == "cpu"
 
 
+def saving_cadences(config: TrainingConfig) -> list[int]:
+    """After how many updates a checkpoint may be due: with early stopping, any evaluation may be the best so far."""
+    evaluations = config.eval_cadence if config.early_stopping_patience is not None else None
+    return [cadence for cadence in (config.checkpoint_cadence, evaluations) if cadence is not None]
+
+
 def checkpoints_kept(config: TrainingConfig) -> tuple[int, int]:
-    """How many checkpoints a run leaves, and how many there are while the last is written."""
-    cadence = config.checkpoint_cadence
-    made = 1 if cadence is None else -(-config.max_steps // cadence)
+    """How many checkpoints a run leaves at most, and how many there are while the last is written."""
+    cadences, last = saving_cadences(config), config.max_steps - 1
+    made = 1 + sum(last // cadence for cadence in cadences)  # the end, and what comes before it
+    if len(cadences) > 1:
+        made -= last // math.lcm(*cadences)
     if config.keep_checkpoints is None or made <= config.keep_checkpoints:
         return made, made
     kept = min(made, config.keep_checkpoints + (config.eval_cadence is not None))  # the best one besides

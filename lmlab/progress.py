@@ -32,12 +32,16 @@ class Progress:
         elif step > 0:
             self.without_improvement += 1
 
+    def is_best(self, step: int) -> bool:
+        """Whether a checkpoint of this step is better than all that the run has."""
+        at, val_loss = self.last
+        return at == step and val_loss < self.best_saved
+
     def claim_best(self, step: int) -> bool:
         """Whether the checkpoint of this step is the best of the run; its loss is then the one to beat."""
-        at, val_loss = self.last
-        improves = at == step and val_loss < self.best_saved
+        improves = self.is_best(step)
         if improves:
-            self.best_saved = val_loss
+            self.best_saved = self.last[1]
         return improves
 
     @property

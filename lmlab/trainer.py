@@ -216,8 +216,13 @@ class Trainer:
                 self.evaluate()
             if due(self.step, self.config.sampling_cadence):
                 self.sample()
-        if due(self.step, self.config.checkpoint_cadence) and self._unsaved:
+        if self._is_to_save() and self._unsaved:
             self.begin_checkpoint() if self.config.async_checkpoints else self.save_checkpoint()
+
+    def _is_to_save(self) -> bool:
+        """Whether a checkpoint is due: by its cadence, or with early stopping, as this evaluation is the best so far."""
+        evaluated = self.config.early_stopping_patience is not None and due(self.step, self.config.eval_cadence)
+        return due(self.step, self.config.checkpoint_cadence) or (evaluated and self.progress.is_best(self.step))
 
     @property
     def _unsaved(self) -> bool:

@@ -252,6 +252,8 @@ def assert_as_measured(name: str, text: Path, *settings: str) -> None:
         (3, {"checkpoint_cadence": None}),
         (6, {"checkpoint_cadence": 1, "keep_checkpoints": 2}),
         (3, {"checkpoint_cadence": 2, "keep_checkpoints": 5}),
+        (7, {"checkpoint_cadence": 3, "eval_cadence": 2, "early_stopping_patience": 9}),
+        (6, {"checkpoint_cadence": None, "eval_cadence": 2, "early_stopping_patience": 9}),
     ],
     ids=str,
 )

@@ -56,6 +56,10 @@ LEAVING_OUT = {  # families of which some weights get no gradient: of no text, o
     "rwkv": {},
 }
 SAVING = {**DROPOUT, "checkpoint_cadence": 3, "parallel": "fsdp", "hooks": []}
+STOPPING = {  # as the learning rate rises, the loss does, too
+    **PLAIN, "learning_rate": 0.3, "warmup_steps": 40, "early_stopping_patience": 2, "eval_cadence": 2,
+    "checkpoint_cadence": None, "keep_checkpoints": 1, "async_checkpoints": True,
+}  # fmt: skip
 
 
 @dataclass
@@ -158,6 +162,7 @@ def pair(bench: Bench) -> Bench:
             job("train", f"{strategy}-2-full", bench.training(f"{strategy}-2-full", FULL, **other)),
             job("finetune", f"{strategy}-2-qwen", bench.tuning(f"{strategy}-2-qwen", **other)),
             job("resume", f"{strategy}-1-to-2", bench.going_on("alone", f"{strategy}-1-to-2", **other)),
+            job("train", f"{strategy}-stopping", bench.training(f"{strategy}-stopping", STOPPING, **other)),
             job("train", f"{strategy}-straight", bench.training(f"{strategy}-straight", DROPOUT, **other)),
             job("train", f"{strategy}-halves", bench.training(f"{strategy}-halves", DROPOUT, **half)),
             job(
@@ -270,6 +275,17 @@ def test_muon_trains_in_copies(pair: Bench) -> None:
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_with_early_stopping_several_ranks_save_what_is_better(pair: Bench, strategy: str) -> None:
+    run = pair.run(f"{strategy}-stopping")
+    losses = dict(zip(*(each.tolist() for each in run.series("val_loss")), strict=True))
+    lowest = int(min(losses, key=losses.__getitem__))
+    assert 0 < lowest < run.step < STOPPING["max_steps"]
+    assert checkpoint.steps(run.folder / "checkpoints") == [lowest, run.step]
+    assert run.best_checkpoint == pair.checkpoint(run.run_id, lowest)
+    assert checkpoint.load(run.best_checkpoint).state["best_saved_loss"] == losses[lowest]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -140,6 +140,40 @@ def test_interrupted_with_other_settings(
     check_every_step(config, corpus, range(1, 12, 3), windows, tmp_path)
 
 
+@pytest.mark.parametrize(("keep", "beside"), [(None, False), (1, True)])
+def test_with_early_stopping_an_interrupted_run_saves_the_same_as_better(
+    keep: int | None, beside: bool, corpus: Path, tmp_path: Path
+) -> None:
+    config = {
+        **TINY, "max_steps": 40, "learning_rate": 0.3, "warmup_steps": 40, "dropout": 0.1, "checkpoint_cadence": None,
+        "keep_checkpoints": keep, "eval_cadence": 2, "eval_batches": 2, "early_stopping_patience": 2,
+        "async_checkpoints": beside,
+    }  # fmt: skip
+
+    def saved(run: lab.Run) -> tuple[list[int], Path | None]:
+        return checkpoint.steps(run.folder / "checkpoints"), run.best_checkpoint and Path(run.best_checkpoint.name)
+
+    straight = lab.run(config, corpus, run_name="straight", runs_dir=tmp_path, listeners=[])
+    kept, best = saved(straight)
+    losses = {event["step"]: event["val_loss"] for event in told_after(straight.folder, 0) if event["event"] == "eval"}
+    lowest = min(losses, key=losses.__getitem__)
+    assert best == checkpoint.step_folder(Path(), lowest)
+    assert 2 < lowest < straight.step < 40
+    for step in (1, lowest - 1, lowest, lowest + 1):
+
+        def stop(event: dict[str, Any], at: int = step) -> None:
+            if event["event"] == "step" and event["step"] == at:
+                signal.raise_signal(signal.SIGTERM)
+
+        run = lab.run(config, corpus, run_name=f"at-{step}", runs_dir=tmp_path, listeners=[stop])
+        assert run.step == step
+        run = run.resume(listeners=[])
+        stopped = {step} - set(kept)
+        assert sorted(set(saved(run)[0]) - stopped) == kept
+        assert saved(run)[1] == best
+        assert told_after(run.folder, 0) == told_after(straight.folder, 0)
+
+
 def test_a_fine_tuned_qwen_interrupted_at_every_step(tmp_path: Path, windows: dict[int, list[int]]) -> None:
     """Documents packed into windows, tied weights, and a tokenizer with an end-of-text token, too."""
     hub.import_model(str(tiny_models.make(tmp_path / "source")), name="tiny-qwen")

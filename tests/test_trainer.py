@@ -406,7 +406,7 @@ class Judged(CustomTransformerAdapter):
 def judged(verdicts: list[float], tmp_path: Path, **changes: Any) -> tuple[Trainer, Told]:
     adapter = model(kind=Judged)
     adapter.verdicts = iter(verdicts)
-    settings = config(eval_cadence=2, eval_batches=1, checkpoint_cadence=2, **changes)
+    settings = config(**{"eval_cadence": 2, "eval_batches": 1, "checkpoint_cadence": 2, **changes})
     return make(adapter, config=settings, folder=tmp_path)
 
 
@@ -472,6 +472,42 @@ def test_an_evaluation_after_the_last_steps_checkpoint_still_moves_best(tmp_path
     assert [event["event"] for event in told][-4:] == ["checkpoint", "eval", "sample", "run_end"]
     assert best_step(tmp_path) == "3"
     assert checkpoint.steps(tmp_path / "checkpoints") == [3], "the one that was the best before goes"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("verdicts", "changes", "saved", "kept"),
+    [
+        ([9.0, 3.0, 2.0, 4.0, 5.0], {}, [2, 4, 8], [2, 4, 8]),
+        ([9.0, 3.0, 2.0, 4.0, 5.0], {"keep_checkpoints": 1}, [2, 4, 8], [4, 8]),
+        ([9.0, 3.0, 2.0, 4.0, 5.0], {"checkpoint_cadence": 4, "keep_checkpoints": 1}, [2, 4, 8], [4, 8]),
+        ([9.0, 3.0, 2.0, 4.0, 5.0], {"checkpoint_cadence": 3, "keep_checkpoints": 1}, [2, 3, 4, 6, 8], [4, 8]),
+        ([1.0, 3.0, 2.0], {}, [2, 4], [2, 4]),  # better than all that is saved, if not than the start
+        ([9.0, 3.0, float("inf"), 4.0], {}, [2, 6], [2, 6]),
+        ([9.0, 3.0, 2.0, 4.0, 1.0], {"max_steps": 7}, [2, 4, 7], [2, 4, 7]),
+        ([9.0, 3.0, 2.0, 4.0, 5.0], {"early_stopping_patience": None, "max_steps": 8}, [8], [8]),
+    ],
+)
+def test_with_early_stopping_what_is_better_is_saved(
+    verdicts: list[float], changes: dict[str, Any], saved: list[int], kept: list[int], beside: bool, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 50, "early_stopping_patience": 2, "checkpoint_cadence": None, "async_checkpoints": beside}
+    trainer, told = judged(verdicts, tmp_path, **{**settings, **changes})
+    assert trainer.fit(loader()) == "completed"
+    assert [event["step"] for event in told.of("checkpoint")] == saved
+    assert checkpoint.steps(tmp_path / "checkpoints") == kept
+    losses = {event["step"]: event["val_loss"] for event in told.of("eval")}
+    assert best_step(tmp_path) == str(min(kept, key=lambda step: losses.get(step, math.inf)))
+
+
+def test_an_evaluation_that_no_cadence_asked_for_is_not_saved_as_better(tmp_path: Path) -> None:
+    changes = {"max_steps": 4, "early_stopping_patience": 5, "eval_cadence": 4, "checkpoint_cadence": None}
+    trainer, told = judged([9.0, 3.0, 2.0], tmp_path, **changes)
+    trainer.listeners.append(
+        lambda event: trainer.evaluate() if (event["event"], event["step"]) == ("step", 2) else None
+    )
+    trainer.fit(loader())
+    assert [event["step"] for event in told.of("checkpoint")] == [4]
 
 
 def saving_each_best(trainer: Trainer) -> None:
