@@ -547,7 +547,8 @@ class Trainer:
     def restore(self, state: dict[str, Any], rng: Mapping[str, Tensor]) -> None:
         """Take up the counters and the random stream of a saved state."""
         self.random.state = {**self.random.state, **parallel.own_states(rng, self.world)}
-        if self.config.precision == "auto" and state["device"] == self.device.type:
+        unchanged = self.config.precision == state["config"]["precision"] == "auto"
+        if unchanged and state["device"] == self.device.type:
             self._use_precision(state["precision"])  # what it was resolved to, on this machine or another one
         self.step, self.position = int(state["step"]), int(state["data"]["position"])
         self._restored_at = self.step

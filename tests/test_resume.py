@@ -309,6 +309,19 @@ def test_the_precision_of_the_run_is_taken_up_again(
     assert [start["precision"] for start in starts] == ["bf16", "bf16"]
 
 
+def test_a_precision_left_to_the_machine_on_resume_is_the_machine_s(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda _: True)
+    lab.run({**TINY, "precision": "fp32", "max_steps": 1}, corpus, run_name="r", listeners=[])
+    for steps, changes, expected in (
+        (2, {}, "fp32"), (3, {"precision": "auto"}, "bf16"), (4, {}, "bf16"), (5, {"precision": "fp32"}, "fp32"),
+    ):  # fmt: skip
+        run = lab.resume("r", max_steps=steps, listeners=[], **changes)
+        monkeypatch.setattr(devices, "has_fast_bf16", lambda _, fast=steps < 3: fast)  # another machine, in the end
+        assert run.start["precision"] == expected
+
+
 def test_two_processes_write_the_same_log(lab_process: Callable[..., Any], tiny_yaml: Path, corpus: Path) -> None:
     logs = []
     for name in ("one", "other"):
