@@ -252,10 +252,14 @@ def losses_as_errors() -> Iterator[None]:
     except RuntimeError as error:  # gloo raises it plainly, nccl a kind of it
         if not is_launched() or not LOST.search(str(error)):
             raise
-        first_line = str(error).strip().splitlines()[0][:200]
-        raise RankError(
-            f"rank {os.environ['RANK']} lost the others ({first_line}); the rank that failed first says why"
-        ) from error
+        rank, said = os.environ["RANK"], str(error).strip()
+        if said.startswith("NCCL error") and "ncclRemoteError" not in said:  # here, and not because of another rank
+            reason = said.partition("Last error:")[2].strip() or said.splitlines()[-1]
+            raise RankError(
+                f"rank {rank} cannot talk to the others: {reason[:200]} (NCCL_DEBUG=INFO says more)"
+            ) from error
+        first_line = said.splitlines()[0][:200]
+        raise RankError(f"rank {rank} lost the others ({first_line}); the rank that failed first says why") from error
 
 
 def record_failure(error: BaseException) -> None:

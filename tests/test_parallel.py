@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 import lmlab
 from lmlab import checkpoint, cli, events, hub, lab, parallel, ranks, rehearsal
-from lmlab.errors import RunError, UsageError
+from lmlab.errors import RankError, RunError, UsageError
 from lmlab.proof import differing_tensor
 from lmlab.record import delete_run
 
@@ -432,6 +433,46 @@ def test_a_rank_that_stands_still_is_given_up(pair: Bench, flags: Callable[..., 
     assert done.returncode == 1
     assert "error: rank 0: rank 0 lost the others" in done.stderr
     assert pair.run("hanging").status == "failed"
+
+
+NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, {0}, NCCL version 2.27.5
+{1}: {2}"""
+NO_SPACE = (
+    "Error while creating shared memory segment /dev/shm/nccl-Yx2bQ3 (size 9637888), error: No space left on device"
+)
+REMOTE = "A call failed possibly due to a network error or a remote process exiting prematurely."
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            NCCL.format("unhandled system error", "ncclSystemError", "System call failed.")
+            + "\nLast error:\n"
+            + NO_SPACE,
+            rf"rank 1 cannot talk to the others: {re.escape(NO_SPACE)} \(NCCL_DEBUG=INFO says more\)$",
+        ),
+        (
+            NCCL.format("invalid usage", "ncclInvalidUsage", "This usually reflects invalid usage."),
+            r"rank 1 cannot talk to the others: ncclInvalidUsage: This usually reflects invalid usage\. \(",
+        ),
+        (
+            NCCL.format("remote process exited", "ncclRemoteError", REMOTE) + "\nLast error:\nsocket closed",
+            "rank 1 lost the others .* the rank that failed first says why",
+        ),
+        (
+            "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711\nmore",
+            r"rank 1 lost the others \(\[gloo.*4711\); the rank that failed first says why",
+        ),
+    ],
+    ids=["reason", "no reason", "remote", "gloo"],
+)
+def test_what_nccl_failed_of_is_told(said: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: the texts are those that torch raises."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RankError, match=expected), ranks.losses_as_errors():
+        raise torch.distributed.DistBackendError(said)
 
 
 def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(pair: Bench, flags: Callable[..., list[str]]) -> None:
