@@ -25,7 +25,7 @@ WELL_ABOVE = 1.5  # rates are either two times apart or more, or bf16 is the slo
 LONG_ENOUGH = 0.004  # seconds for which products are timed at least
 FEW_VECTORS = 2  # vectors whose product with a matrix torch's own kernels do sooner than oneDNN
 ALIGNMENT = 64  # bytes of which an address is a multiple where torch allocates memory
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's limits, and under which ones this is
 # What torch, and the libraries of its products, say where there is none.
 NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|DefaultCPUAllocator|could not create a memory|_STATUS_ALLOC_FAILED|"
@@ -239,7 +239,7 @@ def products_of(x_N: Tensor) -> Iterator[None]:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of a device: an accelerator's own, else the machine's, or the container's where that is less.
+    """Bytes of a device: an accelerator's own, else the machine's, or the container's or job's where that is less.
 
     None where the system does not tell.
     """
@@ -249,10 +249,27 @@ def memory_of(device: torch.device) -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+    return min([total, *memory_limits()])
+
+
+def memory_limits() -> list[int]:
+    """The limits in bytes of this process's control group and of those that hold it, of either version; none elsewhere."""
     try:
-        return min(total, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return total
+        lines = OWN_CGROUP.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    limits = []
+    for line in lines:  # `0::/PATH` of version 2, `7:memory:/PATH` of version 1
+        kinds, path = line.split(":", 2)[1:]
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, name = (CGROUPS / "memory", "memory.limit_in_bytes") if kinds else (CGROUPS, "memory.max")
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                with contextlib.suppress(OSError, ValueError):  # not to be seen from a container, or `max`
+                    limits.append(int((folder / name).read_text()))
+    return limits
 
 
 def set_threads(threads: int) -> None:

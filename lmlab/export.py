@@ -7,6 +7,7 @@ custom Transformer has the same folder shape and loads with lmlab.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator

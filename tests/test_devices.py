@@ -155,6 +155,45 @@ def test_one_of_several_processes_computes_where_it_can_talk(monkeypatch: pytest
     assert devices.pick_device().type == "cpu"
 
 
+GROUPS = {  # what /proc/self/cgroup says, files below /sys/fs/cgroup, and the limit
+    "container": ("0::/", {"memory.max": "4096"}, 4096),
+    "job": (
+        "0::/slurm/job_7/step_0/task_0",
+        {"slurm/job_7/memory.max": "5000", "slurm/job_7/step_0/memory.max": "max"},
+        5000,
+    ),
+    "within": ("0::/a/b", {"memory.max": "3000", "a/memory.max": "2000", "a/b/memory.max": "4000"}, 2000),
+    "container of version 1": (
+        "9:cpu,cpuacct:/docker/4b\n7:memory:/docker/4b",
+        {"memory/memory.limit_in_bytes": "4096"},
+        4096,
+    ),
+    "job of version 1": (
+        "7:memory:/slurm/job_7\n0::/",
+        {"memory/slurm/job_7/memory.limit_in_bytes": "5000", "memory/memory.limit_in_bytes": "9223372036854771712"},
+        5000,
+    ),
+    "another's": ("0::/a", {"b/memory.max": "4096"}, None),
+    "none": ("0::/user.slice", {"user.slice/memory.max": "max"}, None),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_memory_is_that_of_the_tightest_control_group(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, files, limit = GROUPS[kind]
+    monkeypatch.setattr(devices, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(devices, "OWN_CGROUP", tmp_path / "cgroup")
+    machine = devices.memory_of(CPU)
+    (tmp_path / "cgroup").write_text(own + "\n")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert devices.memory_of(CPU) == (limit or machine)
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_more_processes_than_gpus_are_refused_with_both_numbers(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
