@@ -325,12 +325,10 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def seeded_random_state(seed: int, device: torch.device) -> dict[str, Tensor]:
-    """The random state that `seed` starts, without moving the generators of whoever calls."""
-    with TURNS:
-        before = random_state(device)
-        torch.manual_seed(seed)
-        state = random_state(device)
-        set_random_state(before, device)
+    """The random state that `seed` starts, by generators of its own: those of whoever calls stay where they are."""
+    state = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+    if device.type in ("cuda", "mps"):
+        state[device.type] = torch.Generator(device).manual_seed(seed).get_state()
     return state
 
 

@@ -60,11 +60,16 @@ def test_what_was_interrupted_is_drawn_again() -> None:
         assert torch.equal(torch.rand(4), first[0])
 
 
-def test_the_state_of_a_seed_is_that_of_manual_seed_and_moves_nothing() -> None:
+def test_the_state_of_a_seed_is_that_of_manual_seed_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(8)
-    before = torch.get_rng_state()
-    state = devices.seeded_random_state(123, CPU)
+    before, moved = torch.get_rng_state(), []
+    with monkeypatch.context() as other_devices:
+        for module in (torch.cuda, torch.mps, torch.xpu):
+            name = "manual_seed" if module is torch.mps else "manual_seed_all"
+            other_devices.setattr(module, name, moved.append)
+        state = devices.seeded_random_state(123, CPU)
     assert torch.equal(torch.get_rng_state(), before)
+    assert moved == []
     torch.manual_seed(123)
     assert torch.equal(torch.get_rng_state(), state["cpu"])
 
