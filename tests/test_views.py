@@ -772,6 +772,18 @@ def test_plots_refuse_what_they_cannot_draw(tmp_path):
         plots.hook_figure(run, "activation_stats")
 
 
+def test_series_that_no_run_has_are_passed_over(tmp_path):
+    RunWriter(tmp_path / "run").start()
+    RunWriter(tmp_path / "run").step(1, 3.0)
+    run, evaluated = Record(tmp_path / "run"), Record(write_run(tmp_path / "evaluated"))
+    assert [axes.get_ylabel() for axes in plots.compare([run, run]).axes] == ["training loss (nats per token)"]
+    assert not plots.curves(run).legends
+    assert len(plots.compare([run, evaluated]).axes) == 2
+    assert [axes.get_ylabel() for axes in plots.curves(run, "val_loss").axes] == ["validation loss (nats per token)"]
+    with pytest.raises(UsageError, match="no series 'los'"):
+        plots.compare([run], ["loss", "los"])
+
+
 def test_an_empty_run_gives_an_empty_figure():
     assert figure_png(plots.curves(History()))[:4] == b"\x89PNG"
 

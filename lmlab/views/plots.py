@@ -79,13 +79,14 @@ def compare(
     (`smallest_difference`); validation curves get a band of that height, and where two bands overlap the difference
     is not worth believing. labels: text or numbers in place of the run ids. floor: draw the loss floor where runs have
     one. zoom: the share of the x axis to show, from its end: 0.3 looks closely at the last third.
-    Raises UsageError on an unknown name or axis.
+    Series that no run has are passed over, as long as one is left. Raises UsageError on an unknown name or axis.
     """
     labels = legend_labels(labels if labels is not None else [run.title for run in runs])
     if len(labels) != len(runs):
         raise UsageError(f"compare: {len(labels)} labels for {len(runs)} runs; give one for each, or none")
-    alone = len(runs) == 1
-    panels = _panels([names] if isinstance(names, str) else names, shared=alone)
+    alone, names = len(runs) == 1, [names] if isinstance(names, str) else names
+    measured = [name for name in names if any(len(run.series(name)[0]) for run in runs)]
+    panels = _panels(measured or names, shared=alone)
     n_lines = -(-len(labels) // legend_columns(labels))
     with style():
         figure = new_figure(height=0.4 + 0.2 * n_lines + (3.2 if len(panels) == 1 else 2.5) * len(panels))
