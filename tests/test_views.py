@@ -772,6 +772,23 @@ def test_plots_refuse_what_they_cannot_draw(tmp_path):
         plots.hook_figure(run, "activation_stats")
 
 
+def test_a_run_that_blows_up_does_not_set_the_scale_for_the_others(tmp_path):
+    good = Record(write_run(tmp_path / "good"))
+    bad = Record(write_run(tmp_path / "bad", loss=lambda step, _: 4.0 if step < 20 else 3.0 * step))
+    alone, beside = (plots.compare(runs).axes for runs in ([good, good], [good, bad]))
+    assert [axes.get_ylim() for axes in alone] == [pytest.approx(axes.get_ylim(), abs=0.3) for axes in beside]
+    assert drawn_lines(plots.compare([good, bad]))["bad"].get_ydata().max() > 20, "it leaves the picture"
+    assert plots.compare([bad], ("loss",)).axes[0].get_ylim()[1] > 100
+    worse = Record(write_run(tmp_path / "worse", loss=lambda step, _: 4.0 + step / 30))
+    assert plots.compare([good, worse], ("loss",)).axes[0].get_ylim()[1] > 5.3, "what rises a little is seen whole"
+    warming = RunWriter(tmp_path / "warming")
+    warming.start()
+    for step in range(1, 41):
+        warming.step(step, 1.0, learning_rate=step / 40)
+    figure = plots.compare([Record(warming.folder)] * 2, ("learning_rate",))
+    assert figure.axes[0].get_ylim()[1] > 1.0, "what is not to fall may rise"
+
+
 def test_series_that_no_run_has_are_passed_over(tmp_path):
     RunWriter(tmp_path / "run").start()
     RunWriter(tmp_path / "run").step(1, 3.0)

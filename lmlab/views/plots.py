@@ -45,6 +45,8 @@ TITLES = {
     "bits_per_byte": "validation bits per byte",
 }
 DOTTED = ("val_loss", "perplexity", "bits_per_byte")  # measured now and then: a dot for each
+FALLING = ("loss", *DOTTED)
+BLOWN_UP = 1.5  # times the highest first loss: a run that goes beyond does not set the scale for the others
 AXIS_TITLES = {"step": "step", "tokens": "tokens seen", "seconds": "time (minutes)"}
 
 
@@ -105,7 +107,7 @@ def compare(
             floors = [run.loss_floor for run in runs if floor and run.loss_floor is not None]
             floors = floors if "val_loss" in here or "loss" in here else []
             _draw_floors(axes, floors)
-            _frame(axes, panel, floors, zoom, end)
+            _frame(axes, panel if alone or here[0] not in FALLING else _in_scale(panel), floors, zoom, end)
             axes.set_ylabel("loss (nats per token)" if len(here) > 1 else TITLES.get(here[0], label(here[0])))
         _finish(figure, list(rows), axis, noise)
     return figure
@@ -163,6 +165,13 @@ def _draw(
     marks = {"marker": mark, "markevery": 0.1, "markersize": 4}
     axes.plot(*thin(x, calm, MOST_POINTS, gaps=True), color=colour, linestyle=line, linewidth=1.8, label=title, **marks)
     return x, values
+
+
+def _in_scale(drawn: Sequence[tuple[Floats, Floats]]) -> list[tuple[Floats, Floats]]:
+    """What sets the scale of several runs' losses: of one that blew up, points up to the highest first loss alone."""
+    firsts = [finite[0] for _, y in drawn if len(finite := y[np.isfinite(y)])]
+    start = max(firsts, default=0.0)
+    return [(x, np.where(y > start, np.nan, y) if (y > BLOWN_UP * start).any() else y) for x, y in drawn]
 
 
 def _draw_floors(axes: Axes, levels: Sequence[float]) -> None:
