@@ -50,6 +50,7 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
     "qwen3_next": {},
     "doge": {},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "mamba": {},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},  # has an infinity in its config
 }
@@ -332,6 +333,17 @@ def test_the_cache_gives_the_logits_of_the_whole_text(folders: dict[str, Path], 
         torch.testing.assert_close(torch.cat(parts, dim=1), adapter.logits(ids_BT), rtol=1e-4, atol=1e-4)
     settings = SamplingSettings(max_new_tokens=5, temperature=0.0)
     assert torch.equal(generate(adapter, ids_BT, settings), generate(adapter, ids_BT, settings, use_cache=False))
+
+
+def test_no_text_sees_the_state_that_another_left_in_the_model(tmp_path: Path) -> None:
+    """A Recurrent Gemma keeps it in its modules, and takes one token for the next of the text before."""
+    changes = {"head_dim": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}
+    adapter = load(tiny_models.make(tmp_path / "model", "recurrent_gemma", **changes))
+    ids_BT, _ = batch(length=15)
+    with torch.no_grad():
+        generate(adapter, ids_BT, SamplingSettings(max_new_tokens=5))
+        alone_BV = adapter.next_logits(ids_BT[:, :1], adapter.new_cache(2))
+        torch.testing.assert_close(alone_BV, adapter.logits(ids_BT[:, :1])[:, -1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [*CORE, *OTHERS])
