@@ -12,6 +12,7 @@ import datetime
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -284,7 +285,25 @@ def launcher() -> str | None:
     job, error_file = os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if job == "none" and error_file is not None:  # `FOLDER OF THIS START/attempt_0/RANK/error.json`
         return str(Path(error_file).parents[2])
-    return job if job != "none" else f"{platform.node()}:{os.getppid()}"
+    return job if job != "none" else f"{machine()}:{os.getppid()}"
+
+
+def machine() -> str:
+    """What tells the numbers of processes here from those elsewhere: this machine since its start, and its container.
+
+    Other machines and containers may bear this one's name, and it may get another; it is the host's name where the system
+    says nothing better.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        found.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found.append(subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip())
+    return ":".join(filter(None, found)) or platform.node()
 
 
 def may_restart() -> bool:

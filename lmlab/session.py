@@ -232,8 +232,8 @@ def held(folder: Path, new: bool) -> Iterator[None]:
                 make_folder(folder / "checkpoints")
                 sweep(folder / "checkpoints", alone=True)
                 remove_tree(folder / STOP)  # meant for a session that was killed
-                process = {"pid": os.getpid(), "host": platform.node(), "launcher": ranks.launcher()}
-                process["thread"] = deaf_thread()
+                process = {"pid": os.getpid(), "host": platform.node(), "machine": ranks.machine()}
+                process |= {"launcher": ranks.launcher(), "thread": deaf_thread()}
                 write_atomic(folder / PROCESS, dump_json(process))
             except FileExistsError as error:
                 raise RunError(
@@ -323,19 +323,22 @@ def ask_to_stop(folder: Path) -> None:
         pid, host, thread = int(process["pid"]), process["host"], process.get("thread")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} does not say which process trains in it; end that process by hand") from error
-    if host != platform.node():
-        raise RunError(f"the run {folder} is trained on {host}, not here; stop it there")
+    here = ranks.machine()
+    is_here = process["machine"] == here if "machine" in process else host == platform.node()
+    if not is_here:
+        where = f"another machine or container of the name {host}" if host == platform.node() else host
+        raise RunError(f"the run {folder} is trained on {where}, not here; stop it there")
     if pid == os.getpid() and thread in (None, threading.get_native_id()):
         raise RunError(f"the run {folder} is trained by this very process; interrupt it instead")
     if thread is not None:
         with disk_errors(folder):
             (folder / STOP).touch()
         return
-    if process.get("asked_to_stop"):
+    if process.get("asked_to_stop") in (here, True):
         return  # a second signal would end it before it saved
     try:
         os.kill(pid, signal.SIGTERM)
     except OSError as error:
         raise RunError(f"cannot stop process {pid} of the run {folder}: {describe_os_error(error)}") from error
     with contextlib.suppress(OSError):  # of a folder that may not be written, all is said that can be
-        write_atomic(folder / PROCESS, dump_json({**process, "asked_to_stop": True}))
+        write_atomic(folder / PROCESS, dump_json({**process, "asked_to_stop": here}))

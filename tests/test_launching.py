@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import psutil
@@ -20,7 +22,7 @@ import pytest
 from tiny_config import TINY
 
 import lmlab as lab
-from lmlab import events, launching
+from lmlab import events, launching, ranks
 from lmlab.errors import RunError
 from lmlab.session import ask_to_stop
 
@@ -103,6 +105,83 @@ def test_a_run_in_a_thread_is_stopped_from_another_process_and_its_own_lives_on(
         assert (done.stdout, received) == ("stopped\n", []), done.stderr
         run = training.result(60)
     check_that_it_was_saved(run)
+
+
+@contextmanager
+def in_another_container() -> Iterator[None]:
+    """As a process with numbers of processes of its own sees it, on a host of the same name."""
+    real, space = os.stat, "/proc/self/ns/pid"
+    if not os.path.exists(space):
+        pytest.skip("what keeps numbers of processes apart is known on Linux alone")
+
+    def stat(path: Any, **options: Any) -> Any:
+        return SimpleNamespace(st_ino=1) if path == space else real(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        yield
+
+
+@contextmanager
+def said_to_train(run: lab.Run, **known: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that `process.json` of a run names, with other values; it ends by the first signal."""
+    path = run.folder / "process.json"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        values = {**json.loads(path.read_text()), "pid": process.pid, **known}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_process_is_known_by_machine_and_container_whatever_the_host_is_called(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lab.run(TINY, corpus, run_name="r", listeners=[])
+    with said_to_train(run) as process:
+        with (
+            in_another_container(),
+            pytest.raises(RunError, match=r"trained on another machine or container of the name .*, not here; stop it"),
+        ):
+            ask_to_stop(run.folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda: "mac.home")
+            ask_to_stop(run.folder)  # for the one before sent nothing
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_what_an_older_lmlab_wrote_goes_by_the_name_of_the_host(corpus: Path) -> None:
+    run = lab.run(TINY, corpus, run_name="r", listeners=[])
+    with said_to_train(run, machine=None, host="elsewhere") as process:
+        with pytest.raises(RunError, match="trained on elsewhere, not here"):
+            ask_to_stop(run.folder)
+        assert process.poll() is None
+    with said_to_train(run, machine=None, host=platform.node()) as process:
+        with in_another_container():
+            ask_to_stop(run.folder)  # whose process of that number was another
+        process.wait(60)
+    with said_to_train(run, machine=None) as process:
+        ask_to_stop(run.folder)
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_a_mac_is_known_by_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        assert command == ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return SimpleNamespace(stdout="5A1B\n")
+
+    def absent(path: Any, *_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "node", lambda: "mac.home")
+        patch.setattr(Path, "read_text", absent)
+        patch.setattr(os, "stat", absent)
+        assert ranks.machine() == "mac.home"
+        patch.setattr(sys, "platform", "darwin")
+        patch.setattr(subprocess, "run", run)
+        assert ranks.machine() == "5A1B"
 
 
 def test_a_run_that_listens_for_signals_is_not_stopped_by_itself(corpus: Path) -> None:
