@@ -137,7 +137,8 @@ class TrainingConfig(BaseModel):
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", TRAINING, reasonable_range="`adamw`; `muon` to learn more per step",
         description="How gradients become updates: `adamw`, or `muon` for the matrices inside the blocks.",
-        interactions="`muon` leaves embeddings and vectors to AdamW, to which alone `beta1` and `beta2` belong.",
+        interactions="`muon` leaves embeddings, vectors and the stacked matrices of a mixture's experts to AdamW, to which "
+        "alone `beta1` and `beta2` belong.",
     )  # fmt: skip
     lr_schedule: Literal["constant", "cosine", "linear"] = setting(
         "constant", TRAINING, reasonable_range="`cosine` for final results, `constant` for exploring",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,14 +71,19 @@ def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], n_itera
 
 
 def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters (Loshchilov and Hutter 2019), weight decay on matrices alone.
+    """AdamW over the trainable parameters (Loshchilov and Hutter 2019), weight decay on matrices alone, and on no bias.
 
     `optimizer: muon` gives the hidden matrices to Muon (Jordan 2024, scaled to AdamW's step as in Liu et al. 2025) and
-    the rest (embeddings, positions, head, vectors) to AdamW.
+    the rest (embeddings, positions, head, vectors, stacks of experts' matrices) to AdamW.
     """
     if config.optimizer == "muon":
         return MuonWithAdamW(model, config)
-    return adamw([p for p in model.parameters() if p.requires_grad], config)
+    return adamw(trainable(model), config)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -92,12 +97,15 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) in held and p.dim() == 2 and p.requires_grad]
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices decay, vectors do not. Fused: one pass over each tensor's state."""
-    parameters = list(parameters)
+def adamw(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over parameters by name, in two groups: matrices decay; vectors, and biases of any shape, do not.
+
+    Fused: one pass over each tensor's state.
+    """
+    decayed = {name for name, p in parameters.items() if p.dim() >= 2 and not name.endswith("bias")}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters.items() if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in parameters.items() if name not in decayed], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
     return AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
@@ -107,11 +115,11 @@ class MuonWithAdamW(Direct):
     """Muon for hidden matrices and AdamW for all else, behind one face."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = trainable(model)
         matrices = hidden_matrices(model)
         held = {id(p) for p in matrices}
-        others = [p for p in parameters if id(p) not in held]
-        super().__init__(parameters, {"lr": config.learning_rate})
+        others = {name: p for name, p in parameters.items() if id(p) not in held}
+        super().__init__(parameters.values(), {"lr": config.learning_rate})
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             self.optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))

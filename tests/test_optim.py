@@ -81,6 +81,31 @@ def test_adamw_decays_matrices_and_nothing_else() -> None:
         assert torch.allclose(parameter, old * (1 - 0.1 * 0.5) if old.dim() >= 2 else old, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_biases_of_stacked_experts_are_not_decayed_and_older_checkpoints_are_gone_on_with(
+    name: str, tmp_path: Path
+) -> None:
+    """They are matrices, a row for each expert."""
+    model = load_adapter(tiny_models.make(tmp_path / "model", "gpt_oss", num_local_experts=4, head_dim=8)).model
+    named = dict(model.named_parameters())
+    decayed = {n for n, p in named.items() if p.dim() >= 2 and not n.endswith("bias")}
+    biases = {n for n, p in named.items() if p.dim() == 2 and n.endswith("bias")}
+    assert len(biases) == 2 * 2
+    optimizer = create_optimizer(model, config(optimizer=name, weight_decay=0.3))
+    groups = [group for part in parts(optimizer) for group in part.param_groups if group["weight_decay"] == 0.3]
+    held = {id(p) for group in groups for p in group["params"]}
+    assert {n for n, p in named.items() if id(p) in held} == decayed
+    older = torch.optim.AdamW([named[n] for n in sorted(biases)], weight_decay=0.3)
+    for parameter in named.values():
+        parameter.grad = torch.ones_like(parameter)
+    older.step()
+    state = optimizer_tensors(older, model)
+    assert len(state) == 3 * len(biases)
+    load_optimizer_tensors(optimizer, model, state)
+    kept = optimizer_tensors(optimizer, model)
+    assert all(torch.equal(kept[key], state[key]) for key in state)
+
+
 def test_adamw_is_the_published_formula() -> None:
     model = nn.Linear(3, 2, bias=False)
     rate, decay, beta1, beta2 = 0.01, 0.1, 0.9, 0.95
