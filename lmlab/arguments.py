@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -19,16 +21,36 @@ TRAINING_ALONE = ("--config", "--data", "--resume", "--max-steps", "--set", "--r
 SET_AFTER = "set_after_command"  # where --set of a command goes: argparse would put it in the place of one before that
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in the form of all our errors and no guessing of abbreviated flags."""
+class Once(argparse.Action):
+    """Keeps the one value of a flag, which argparse would let a second one replace."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if option_string is not None and self.dest in parser.given:
+            first = parser.given[self.dest]
+            parser.error(f"{option_string} is given twice, as {first!r} and as {values!r}; give it once")
+        parser.given[self.dest] = values
+        setattr(namespace, self.dest, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the form of all our errors and no guessing of abbreviated flags.
+
+    given: values that came so far by the names that they go to, of a command those of the flags before it, too.
+    """
+
+    def __init__(self, given: dict[str, Any] | None = None, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
+        self.given: dict[str, Any] = {} if given is None else given
+        self.register("action", None, Once)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As in argparse, but a flag that does not exist is named, and not the word after it taken for a command."""
         given = list(sys.argv[1:] if args is None else args)
         commands = next((action.choices for action in self._actions if action.dest == "command"), None) or ()
+        if commands:  # none of a command's own parser, which goes on with the same line
+            self.given.clear()
         for word in given:
             if word == "--" or word in commands:
                 break
@@ -49,6 +71,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and action.choices is not None and value not in action.choices:
+            if "data" in self.given and os.path.exists(value):  # as of `--data *.txt`
+                raise argparse.ArgumentError(None, f"{value!r}: --data takes one path; give a folder for several texts")
             hint = nearest(value, action.choices) or f"; there are {', '.join(action.choices)}"
             raise argparse.ArgumentError(None, f"unknown command {value!r}{hint}")
         super()._check_value(action, value)
@@ -108,7 +132,8 @@ def parser() -> Parser:
     """The whole command line. Without a subcommand, it trains."""
     top = Parser(prog="main.py", description=DESCRIPTION + " Without a command, it trains.")
     add_training(top)
-    commands = top.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    of_command: Any = functools.partial(Parser, top.given)
+    commands = top.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=of_command)
     add_model_commands(commands)
     add_run_commands(commands)
     return top

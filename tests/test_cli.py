@@ -33,6 +33,15 @@ MAIN = [sys.executable, str(ROOT / "main.py")]
         (["sample", "x", "--promt", "The"], "error: unknown option --promt; did you mean --prompt?"),
         (["list-model"], "error: unknown command 'list-model'; did you mean list-models?"),
         (["zzz"], "error: unknown command 'zzz'; there are import-model, list-models"),
+        (
+            ["--data", "a.txt", "--data", "b.txt"],
+            "error: --data is given twice, as 'a.txt' and as 'b.txt'; give it once",
+        ),
+        (["--data=a.txt", "--data=a.txt"], "error: --data is given twice"),
+        (["--data", "a.txt", "verify-resume", "--data", "b.txt"], "error: --data is given twice, as 'a.txt' and as"),
+        (["sample", "x", "-n", "2", "--n", "3"], "error: --n is given twice, as 2 and as 3; give it once"),
+        (["--data", "LICENSE", "README.md"], "'README.md': --data takes one path; give a folder for several texts"),
+        (["--data", "LICENSE", "nothing"], "error: unknown command 'nothing'; there are import-model"),
         (["--set", "=3"], "error: --set '=3': write KEY=VALUE"),
         (["--config", ""], "error: an empty path names nothing"),
         (["--data", ""], "error: an empty path names nothing"),
@@ -44,8 +53,9 @@ MAIN = [sys.executable, str(ROOT / "main.py")]
     ],
 )
 def test_a_slip_is_answered_with_what_was_probably_meant(
-    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(ROOT)
     try:
         status = cli.main(words)
     except SystemExit as exit_:
