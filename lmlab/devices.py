@@ -363,7 +363,9 @@ def synchronize(device: torch.device) -> None:
 
 def data_sheet(name: str) -> tuple[int, int] | None:
     """Peak in TFLOP/s and memory in GB of an accelerator by its full name; None of one that is not known, such as a
-    laptop's."""
+    laptop's, or a part of one."""
+    if re.search(r" MIG |-\d+[CQ]$", name):  # a slice, or a virtual GPU: `GRID A100-10C`
+        return None
     for words, numbers in ACCELERATORS.items():
         if re.search(rf"\b{words}\b(?! (Ti|D|SUPER|Laptop))", name):
             return numbers

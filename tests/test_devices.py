@@ -310,6 +310,9 @@ def test_a_full_device_is_measured_by_smaller_products(monkeypatch: pytest.Monke
         ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA GB200", None),
         ("Tesla T4", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("GRID A100-10C", None),
+        ("NVIDIA L40S-48Q", None),
     ],
 )
 def test_an_accelerator_is_known_by_its_whole_name(name: str, teraflops: int | None) -> None:
