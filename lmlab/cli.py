@@ -52,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return report(f"{where}{error.strerror or error}; check the disk and its permissions", 1, error)
     except Exception as error:  # whatever we did not foresee is one line, too
-        what = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
-        return report(f"{what[:300]}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1, error)
+        what = f"unexpected {type(error).__name__}: {error}".splitlines()[0][:300]
+        if type(error).__name__ == "AcceleratorError":  # of torch, which may not be loaded
+            what += "; to do without the GPU, set LMLAB_DEVICE=cpu"
+        return report(f"{what}; run again with LMLAB_DEBUG=1 to see where, and please report it", 1, error)
 
 
 def prepare_streams() -> None:

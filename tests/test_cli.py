@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from run_logs import RunWriter
 
-from lmlab import arguments, cli, lab, launching
+from lmlab import arguments, cli, lab, launching, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = [sys.executable, str(ROOT / "main.py")]
@@ -293,6 +294,21 @@ def test_a_program_run_in_another_ones_interpreter_leaves_it_alive() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.endswith("ended 0\n")
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_one_line_with_the_way_round_it(
+    tiny_yaml: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_old(*_: object) -> None:
+        raise torch.AcceleratorError(
+            "CUDA error: no kernel image is available for execution on the device\nSearch for …"
+        )
+
+    monkeypatch.setattr(trainer.Trainer, "_gradients", too_old)
+    assert cli.main(["--config", str(tiny_yaml), "--data", str(corpus)]) == 1
+    said = capsys.readouterr().err
+    assert "on the device; to do without the GPU, set LMLAB_DEVICE=cpu; run again with LMLAB_DEBUG=1" in said
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
 
 
 def test_a_run_that_does_not_fit_in_memory_is_one_line_with_what_to_change(corpus: Path) -> None:
