@@ -27,6 +27,7 @@ NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems s
 IN_USE = (errno.ENOTEMPTY, errno.EBUSY, errno.ESTALE)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust name its number
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what a file system answers that cannot lock a file
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -219,7 +220,7 @@ def sweep(
 def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
     """Hold `path`.lock for the length of the block, alone among all processes. A dead holder's lock is free.
 
-    timeout: seconds to wait; raises TimeoutError after them.
+    timeout: seconds to wait; raises TimeoutError after them. Raises OSError, which says so where there are no locks.
     """
     import filelock
 
@@ -230,6 +231,10 @@ def lock(path: Path | str, timeout: float = 60.0) -> Iterator[None]:
         holder.acquire()
     except filelock.Timeout as error:
         raise TimeoutError(f"{target} is in use by another process") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise OSError(error.errno, f"its file system has no locks ({error.strerror})", str(target)) from error
     try:
         yield
     finally:

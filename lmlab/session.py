@@ -19,6 +19,7 @@ from lmlab import checkpoint, devices, events, provenance, ranks
 from lmlab.config import TrainingConfig
 from lmlab.errors import DivergedError, RunError
 from lmlab.files import (
+    NO_LOCKS,
     atomic_folder,
     describe_os_error,
     dump_json,
@@ -201,8 +202,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        elsewhere = "check the folder and its permissions, or choose another --runs-dir"
-        advice = "free some space" if is_disk_full(error) else elsewhere
+        advice = "check the folder and its permissions, or choose another --runs-dir"
+        if is_disk_full(error):
+            advice = "free some space"
+        if error.errno in NO_LOCKS:
+            advice = "choose a --runs-dir on another one"
         raise RunError(f"cannot write to the run folder {folder}: {describe_os_error(error)}; {advice}") from error
 
 

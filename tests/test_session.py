@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -181,6 +183,17 @@ def test_a_run_is_locked_while_it_trains_and_free_when_it_fails(corpus: Path) ->
         pass
     last = events.read(Path("runs/r-1/log.jsonl"))[-1]
     assert (last["event"], last["status"]) == ("run_end", "failed")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(number: int, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    expected = rf"r-1: its file system has no locks \({os.strerror(number)}\); choose a --runs-dir on another one"
+    with pytest.raises(RunError, match=expected):
+        train(corpus)
 
 
 # --- back to an earlier step ----------------------------------------------------------------------------------------
