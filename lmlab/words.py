@@ -10,21 +10,27 @@ from typing import Any
 DASH = "–"
 
 
-def count(value: float | None) -> str:
-    """A count in three digits: 950, 12.4k, 3.21M, 1.5B."""
+def count(value: float | None, digits: int = 3) -> str:
+    """A count in three digits, or in more: 950, 12.4k, 3.21M, 1.5B."""
     if value is None or not math.isfinite(value):
         return DASH
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= scale * 0.9995:
-            return f"{three_digits(value / scale)}{unit}"
-    return three_digits(value)
+            return f"{three_digits(value / scale, digits)}{unit}"
+    return three_digits(value, digits)
 
 
-def three_digits(value: float) -> str:
-    """Three significant digits without an exponent or trailing zeros: 12.4, 3.21, 950."""
+def digits_of(values: Sequence[float]) -> int:
+    """How many digits, from three on, `count` needs for some round values, such as ticks: four for 130k and 129.5k."""
+    written = {digits: [count(value, digits) for value in values] for digits in range(3, 16)}
+    return next((digits for digits in range(3, 15) if written[digits] == written[digits + 1]), 3)
+
+
+def three_digits(value: float, digits: int = 3) -> str:
+    """Three significant digits, or more, without an exponent or trailing zeros: 12.4, 3.21, 950."""
     if value == 0:
         return "0"
-    decimals = max(2 - math.floor(math.log10(abs(value)) + 1e-12), 0)
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value)) + 1e-12), 0)
     shown = f"{value:.{min(decimals, 12)}f}"
     return shown.rstrip("0").rstrip(".") if "." in shown else shown
 

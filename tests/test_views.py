@@ -772,6 +772,30 @@ def test_plots_refuse_what_they_cannot_draw(tmp_path):
         plots.hook_figure(run, "activation_stats")
 
 
+@pytest.mark.parametrize(
+    ("speeds", "expected"),
+    [
+        (
+            (129_000.0, 131_000.0),
+            ["129k", "129.25k", "129.5k", "129.75k", "130k", "130.25k", "130.5k", "130.75k", "131k"],
+        ),
+        ((20_000.0, 80_000.0), ["20k", "30k", "40k", "50k", "60k", "70k", "80k"]),
+        ((12_345_300.0, 12_345_900.0), [f"12.345{digit}M" for digit in "3456789"]),
+    ],
+)
+def test_ticks_have_the_digits_that_tell_them_apart(tmp_path, speeds, expected):
+    run = RunWriter(tmp_path / "run")
+    run.start()
+    for step, speed in enumerate(speeds, 1):
+        run.step(step, 2.0, tokens_per_second=speed)
+    figure = plots.curves(Record(run.folder), "tokens_per_second")
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    low, high = axes.get_ylim()
+    shown = [tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high]
+    assert shown == expected
+
+
 def test_a_run_that_blows_up_does_not_set_the_scale_for_the_others(tmp_path):
     good = Record(write_run(tmp_path / "good"))
     bad = Record(write_run(tmp_path / "bad", loss=lambda step, _: 4.0 if step < 20 else 3.0 * step))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _outcome_cell(key: str, value: Any) -> str:
-    formats = {"tokens": words.count, "seconds": words.duration, "step": lambda step: f"{step:,}"}
+    formats: dict[str, Callable[[Any], str]] = {
+        "tokens": words.count,
+        "seconds": words.duration,
+        "step": lambda step: f"{step:,}",
+    }
     if key in formats:
         return formats[key](value)
     if key in OUTCOME_TITLES and (value is None or isinstance(value, float)):

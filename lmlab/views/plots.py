@@ -6,6 +6,7 @@ shows it, `savefig` saves it. B batch, T time, L layers, H heads.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -204,19 +205,24 @@ def _finish(figure: Figure, rows: Sequence[Axes], axis: str, noise: float | None
     last.set_xlabel(AXIS_TITLES[axis])
     last.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=axis != "seconds"))
     if axis != "seconds":
-        last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+        last.xaxis.set_major_formatter(FuncFormatter(functools.partial(_counted, last.xaxis)))
     for row in rows:
         levels = row.get_yticks()
         if len(levels) and max(abs(level) for level in levels) < 1e-2:
             row.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.learning_rate(value)))
         elif len(levels) and max(abs(level) for level in levels) >= 1e4:
-            row.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+            row.yaxis.set_major_formatter(FuncFormatter(functools.partial(_counted, row.yaxis)))
     handles, titles = rows[0].get_legend_handles_labels()
     if noise:
         handles.append(Patch(color=DIM, alpha=0.25, linewidth=0))
         titles.append(f"bands that overlap: noise (below {noise:.3f})")
     if handles:
         figure.legend(handles, titles, loc="outside upper left", ncols=min(len(handles), legend_columns(titles)))
+
+
+def _counted(axis: Any, value: float, _: object) -> str:
+    """A tick as a count, in as many digits as the ticks of its axis need."""
+    return words.count(value, words.digits_of(axis.get_majorticklocs()))
 
 
 def legend_columns(titles: Sequence[str]) -> int:
