@@ -21,7 +21,7 @@ from lmlab.record import Record
 from lmlab.registry import Registry
 from lmlab.settings import Setting, settings
 from lmlab.views.html import element, escape
-from lmlab.views.live import live_view
+from lmlab.views.live import live_view, rest_after
 
 LOOK_SECONDS = 0.3  # between two looks at the log of a run
 
@@ -147,11 +147,14 @@ class ConfigForm(Face):
 
     def _follow(self, run: Run) -> None:
         """Draw a run of another process until it ends, or the form follows the next one. Runs in a thread."""
-        record, alive = Record(run.folder), True
-        while alive and not self._closed.wait(LOOK_SECONDS) and self.run is run:
+        record, alive, rest = Record(run.folder), True, 0.0
+
+        def draw() -> None:
+            self.view.value = live_view(record).html
+
+        while alive and not self._closed.wait(max(LOOK_SECONDS, rest)) and self.run is run:
             alive = record.is_running()  # asked before the last look, so that nothing is missed
-            if record.refresh() or not alive:
-                self.view.value = live_view(record).html
+            rest = rest_after(draw) if record.refresh() or not alive else 0.0
         with self._turn:
             if self.run is run and not self._closed.is_set():
                 self.run_button.disabled, self.stop_button.disabled = False, True

@@ -11,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -554,6 +555,28 @@ def test_a_log_is_followed_until_its_run_ends(tmp_path):
     live.follow(record, alive=alive, show=lambda view: shown.append(view.text), every=0.001)
     assert [re.search(r"step (\d+)", text)[1] for text in shown] == ["10", "11", "12", "13", "13"]  # type: ignore[index]
     assert "completed" in shown[-1]
+
+
+def test_watching_draws_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    run, clock, drawn = RunWriter(tmp_path / "run"), Clock(), []
+    run.start()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    def show(_: View) -> None:
+        drawn.append(clock.now)
+        clock.now += 0.14  # as the curves of a million steps do
+
+    def alive() -> bool:
+        run.step(len(run.events), 1.0)
+        return len(run.events) < 8
+
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=clock, sleep=sleep))
+    live.follow(Record(run.folder), alive=alive, show=show, every=0.2)
+    assert len(drawn) == 8
+    assert min(later - earlier for earlier, later in itertools.pairwise(drawn[:-1])) >= 21 * 0.14 - 1e-9
+    assert drawn[-1] == pytest.approx(clock.now - 0.14), "the end is drawn at once"
 
 
 def test_an_interrupt_ends_the_watching_not_the_run(tmp_path, capsys):

@@ -187,6 +187,13 @@ class LiveView:
         self._pace.took(self._clock() - began)
 
 
+def rest_after(draw: Callable[[], object]) -> float:
+    """Draw, and say for how many seconds to rest from drawing then."""
+    began = time.monotonic()
+    draw()
+    return REST * (time.monotonic() - began)
+
+
 def live_listener(total_steps: int | None = None, folder: Path | str | None = None) -> LiveView | Console:
     """Who shows a run to whoever started it: a live view in a notebook, lines or a progress bar elsewhere."""
     return LiveView(total_steps, folder) if in_notebook() else Console()
@@ -201,21 +208,24 @@ def follow(
 ) -> Record:
     """Show a run of another process from its log until it ends, and return its record.
 
-    alive: asked whether the run goes on, else its lock is. every: seconds between two looks at the log. An interrupt
-    ends the watching, not the run.
+    alive: asked whether the run goes on, else its lock is. every: seconds between two looks at the log, more where
+    drawing takes long. An interrupt ends the watching, not the run.
     """
     notebook = in_notebook()
     show = show or (Display() if notebook else print)
     every = every or (1.0 / DRAWS_A_SECOND if notebook else 2.0)
     alive = alive or (lambda: record.status == "running")
+
+    def draw() -> None:
+        show(live_view(record))
+
     try:
-        show(live_view(record))
+        rest = rest_after(draw)
         while alive():
-            time.sleep(every)
-            if record.refresh():
-                show(live_view(record))
+            time.sleep(max(every, rest))
+            rest = rest_after(draw) if record.refresh() else 0.0
         record.refresh()
-        show(live_view(record))
+        draw()
     except KeyboardInterrupt:
         print(f"no longer watching {record.run_id}; it goes on", file=sys.stderr)
     return record
