@@ -97,7 +97,7 @@ def kept_for_backward(adapter: BaseAdapter, config: TrainingConfig, precision: s
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # one that knows its graph would keep it, and all tensors, for ever
 
     ids_BT = torch.randint(0, adapter.vocab_size, (config.batch_size, config.max_seq_len))
     adapter.train()
