@@ -133,7 +133,7 @@ def go_on_after_restart(options: argparse.Namespace) -> None:
 
     if ranks.may_restart() and ranks.join().any(ranks.was_restarted()):  # each machine counts its own processes' ends
         from lmlab.places import find_runs_dir
-        from lmlab.session import run_before_restart
+        from lmlab.run_folder import run_before_restart
 
         runs_dir = find_runs_dir(options.runs_dir)
         found = ranks.join().first(lambda: run_before_restart(runs_dir, options.run_name, options.resume) or "")

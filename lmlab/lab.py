@@ -42,7 +42,8 @@ from lmlab.resuming import (
     same_corpus,
     saved_config,
 )
-from lmlab.session import Ending, ask_to_stop, train
+from lmlab.run_folder import ask_to_stop
+from lmlab.session import Ending, train
 from lmlab.tokenizers import Tokenizer
 from lmlab.trainer import Listener, Trainer, facts_of
 

@@ -22,7 +22,7 @@ from lmlab.errors import RunError, UsageError
 from lmlab.lab import Run, new_run_folder
 from lmlab.places import find_file, find_runs_dir
 from lmlab.record import LOG, find_run, left_by_launch
-from lmlab.session import disk_errors
+from lmlab.run_folder import disk_errors
 
 START_SECONDS = 60.0  # after which a user is told that it takes long
 

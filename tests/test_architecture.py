@@ -55,7 +55,7 @@ LEVELS = [
     {"adapters.custom", "adapters.huggingface", "comparison", "evaluate", "runs_table", "views"},
     {"batches", "hub", "hub_client", "model_card", "origins", "sources", "loading", "export", "parallel"},
     {"trainer", "resuming", "rehearsal"},
-    {"session", "together"},
+    {"run_folder", "session", "together"},
     {"lab"},
     {"planning", "sampling", "proof", "launching"},
     {"study", "scaling"},

@@ -24,7 +24,7 @@ from tiny_config import TINY
 import lmlab as lab
 from lmlab import events, launching, ranks
 from lmlab.errors import RunError
-from lmlab.session import ask_to_stop
+from lmlab.run_folder import ask_to_stop
 
 LONG_STEPS: dict[str, Any] = {**TINY, "d_model": 128, "d_ff": 512, "max_seq_len": 64, "batch_size": 400}
 

@@ -150,7 +150,7 @@ with files.lock(sys.argv[1]):
 def test_a_second_process_in_a_runs_folder_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(corpus)
     before = run.log_path.read_bytes()
-    monkeypatch.setattr("lmlab.session.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("lmlab.run_folder.LOCK_SECONDS", 0.1)
     command = [sys.executable, "-c", HOLD, str(run.folder / "run")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
