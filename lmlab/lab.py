@@ -24,6 +24,7 @@ from lmlab.entries import Entry
 from lmlab.errors import RegistryError, RunError, TokenizerError, UsageError
 from lmlab.evaluate import seen_before
 from lmlab.events import now
+from lmlab.isolation import on_its_own
 from lmlab.memory import evaluated_tokens
 from lmlab.optim import create_optimizer
 from lmlab.places import find_runs_dir
@@ -83,7 +84,7 @@ def build(
     return new_trainer(adapter, config, tokenizer, batches, folder=folder, seed=seed, facts=facts)
 
 
-@devices.on_its_own()
+@on_its_own()
 @devices.out_of_memory_as_error(devices.MORE_ROOM)
 def new_trainer(
     adapter: BaseAdapter,

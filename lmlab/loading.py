@@ -12,10 +12,11 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
-from lmlab.devices import MORE_ROOM, on_its_own, out_of_memory_as_error, pick_device
+from lmlab.devices import MORE_ROOM, out_of_memory_as_error, pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import read_object
+from lmlab.isolation import on_its_own
 from lmlab.places import find_file
 from lmlab.registry import Registry
 from lmlab.tokenizers import CharTokenizer, Tokenizer

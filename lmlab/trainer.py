@@ -27,6 +27,7 @@ from lmlab.errors import CheckpointError, ConfigError, DivergedError, LabError, 
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
 from lmlab.generate import SamplingSettings
+from lmlab.isolation import on_its_own
 from lmlab.loading import load_adapter
 from lmlab.optim import (
     create_optimizer,
@@ -124,7 +125,7 @@ class Trainer:
 
     # --- the step -----------------------------------------------------------------------------------------------
 
-    @devices.on_its_own()
+    @on_its_own()
     def training_step(self, batch: Batch) -> float:
         """One update over all windows of `batch`; returns its mean loss in nats per token, before the update.
 
@@ -330,7 +331,7 @@ class Trainer:
 
     # --- evaluation and samples ---------------------------------------------------------------------------------
 
-    @devices.on_its_own()
+    @on_its_own()
     def evaluate(self) -> Evaluation:
         """The loss over the validation split (or its first `eval_batches`), logged.
 
@@ -374,7 +375,7 @@ class Trainer:
             )
         return evaluation
 
-    @devices.on_its_own()
+    @on_its_own()
     def sample(self) -> str | None:
         """Text that continues `sampling_prompt`, logged; None where there is no tokenizer to say it with."""
         if self.tokenizer is None:
@@ -452,7 +453,7 @@ class Trainer:
         self._beside.begin(self._begin_saving(None, None, copied=True))
         self._last["checkpoint"] = self.step
 
-    @devices.on_its_own()
+    @on_its_own()
     def _begin_saving(
         self, folder: Path | None, tokenizer: Tokenizer | None, *, copied: bool
     ) -> Callable[[ranks.World], None]:
@@ -499,7 +500,7 @@ class Trainer:
         self.tell("checkpoint", step=step, path=str(folder), seconds=round(time.perf_counter() - started, 3))
 
     @classmethod
-    @devices.on_its_own()
+    @on_its_own()
     @devices.out_of_memory_as_error(devices.MORE_ROOM)
     def from_checkpoint(
         cls,

@@ -9,7 +9,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "files", "devices", "gguf_header", "modes", "places", "plain_yaml", "problems", "ranks", "words"},
+    {
+        "errors",
+        "files",
+        "devices",
+        "isolation",
+        "gguf_header",
+        "modes",
+        "places",
+        "plain_yaml",
+        "problems",
+        "ranks",
+        "words",
+    },
     {
         "progress",
         "storybook",

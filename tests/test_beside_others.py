@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_config import TINY
 
-from lmlab import devices, events, lab
+from lmlab import events, isolation, lab
 from lmlab.sampling import write_samples
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -139,7 +139,7 @@ def test_fp32_is_multiplied_in_fp32_and_what_was_set_comes_back(setting: str) ->
     with PRODUCTS[setting]():
         here = products()
         for _ in range(2):
-            with devices.on_its_own():
+            with isolation.on_its_own():
                 assert set(products()) <= {"none", "ieee", "highest"}
                 assert not MATRICES[0].allow_tf32
             assert products() == here
@@ -147,7 +147,7 @@ def test_fp32_is_multiplied_in_fp32_and_what_was_set_comes_back(setting: str) ->
 
 
 def test_a_setting_for_all_libraries_stays_one() -> None:
-    with coarse_products(BACKENDS, "bf16"), devices.on_its_own():
+    with coarse_products(BACKENDS, "bf16"), isolation.on_its_own():
         pass
     with coarse_products(BACKENDS, "tf32"):
         assert products()[:2] == ["tf32", "tf32"]
@@ -166,15 +166,15 @@ def test_threads_that_wait_leave_the_default_type_of_the_notebook() -> None:
 
     def wait() -> None:
         started.set()
-        with devices.on_its_own():
+        with isolation.on_its_own():
             assert torch.get_default_dtype() == torch.float32
 
     with default_type(torch.float64):
-        with devices.on_its_own():
+        with isolation.on_its_own():
             thread = threading.Thread(target=wait)
             thread.start()
             started.wait()
-            while not devices.TURNS._queue.locked():
+            while not isolation.TURNS._queue.locked():
                 pass
         thread.join()
         assert torch.get_default_dtype() == torch.float64
@@ -205,7 +205,7 @@ def test_samples_beside_a_run_move_no_number(precision: str, tmp_path: Path, cor
 
 
 def test_a_thread_that_waits_comes_before_one_that_comes_back() -> None:
-    turns, order = devices.Turns(), []
+    turns, order = isolation.Turns(), []
     waits = threading.Event()
 
     def other() -> None:
