@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from forked import Nursery
 
-from lmlab import checkpoint, events, files, hub, lab
+from lmlab import checkpoint, cli, events, files, hub, lab
 from lmlab.entries import Entry
 from lmlab.errors import HubError, ModelNotFound, RegistryError
 from lmlab.record import RUN_LOCK
@@ -88,14 +89,15 @@ def entry(name: str, license: str) -> Entry:
     return Entry(model_name=name, source="local", architecture_type="qwen", local_path=name, license=license)
 
 
-def test_of_processes_that_start_one_run_at_once_one_trains_it(tiny_yaml: Path, corpus: Path, tmp_path: Path) -> None:
+def test_of_processes_that_start_one_run_at_once_one_trains_it(
+    nursery: Nursery, tiny_yaml: Path, corpus: Path, tmp_path: Path
+) -> None:
     for number in range(ROUNDS):
-        command = [sys.executable, str(ROOT / "main.py"), "--config", str(tiny_yaml), "--data", str(corpus)]
-        started = [start([*command, "--run-name", f"r-{number}"]) for _ in range(2)]
-        told = [process.communicate(timeout=120) for process in started]
-        assert sorted(process.returncode for process in started) == [0, 1], told
-        (refused,) = (told[i][1] for i in range(2) if started[i].returncode)
-        assert "exists already; choose another --run-name" in refused
+        words = ["--config", str(tiny_yaml), "--data", str(corpus), "--run-name", f"r-{number}"]
+        started = [nursery.start(cli.main, words, output=tmp_path / f"said-{i}") for i in range(2)]
+        statuses = [child.wait() for child in started]
+        assert sorted(statuses) == [0, 1], [child.said for child in started]
+        assert "exists already; choose another --run-name" in started[statuses.index(1)].said
         log = events.read(tmp_path / "runs" / f"r-{number}" / "log.jsonl")
         assert [event["step"] for event in log if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
