@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
@@ -131,10 +132,11 @@ def move_folder(source: Path | str, target: Path | str) -> None:
 
 
 def sync_tree(path: Path | str) -> None:
-    """Force every file below a folder to the disk, then the folders. Raises OSError."""
+    """Force every file below a folder to the disk, then the folders, whose lists hold links and pipes. Raises OSError."""
     for folder, _, names in os.walk(path, topdown=False):
-        for name in sorted(names):
-            sync(Path(folder) / name)
+        for file in (Path(folder) / name for name in sorted(names)):
+            if stat.S_ISREG(file.lstat().st_mode):
+                sync(file)
         sync_folder(Path(folder))
 
 

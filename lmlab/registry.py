@@ -194,13 +194,24 @@ class Registry:
                 if all_gone and path is not None and path.is_symlink():
                     problems.append(Problem(name, f"the link {path} leads nowhere; is its disk there?"))
                     continue
-                done = "removed" if all_gone or not fix else self._set_aside(name, value)
-                problems.append(Problem(name, reason, done if fix else ""))
-                del models[name]
+                with self._attempted(name, reason, problems):
+                    done = "removed" if all_gone or not fix else self._set_aside(name, value)
+                    problems.append(Problem(name, reason, done if fix else ""))
+                    del models[name]
             used = {value["local_path"] for value in models.values()}
             for path, reason in self._orphans(used):
-                problems.append(Problem(path.name, reason, self._clear(path) if fix else ""))
+                with self._attempted(path.name, reason, problems):
+                    problems.append(Problem(path.name, reason, self._clear(path) if fix else ""))
         return problems
+
+    @contextlib.contextmanager
+    def _attempted(self, name: str, reason: str, problems: list[Problem]) -> Iterator[None]:
+        """Note a problem as one that stays where the disk refuses what the block does about it: others are mended."""
+        try:
+            yield
+        except OSError as error:
+            refusal = f"{describe_os_error(error)}: {error.filename}" if error.filename else describe_os_error(error)
+            problems.append(Problem(name, f"{reason}; it cannot be put aside ({refusal}); do so by hand"))
 
     def _set_aside(self, name: str, value: Any) -> str:
         """Keep an entry that is taken out of the registry in a file of its own; returns what was done."""

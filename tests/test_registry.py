@@ -299,6 +299,50 @@ def test_fix_keeps_the_models_of_a_registry_that_was_lost(tmp_path: Path) -> Non
     assert (tmp_path / ".unregistered" / "tuned" / "model.safetensors").exists()
 
 
+def test_fix_moves_a_folder_with_links_and_pipes_as_it_is(tmp_path: Path) -> None:
+    """As a copied snapshot of the hub's cache, whose links lead nowhere; a pipe that is opened waits for ever."""
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    (copied / "config.json").write_text("{}")
+    (copied / "model.safetensors").symlink_to("../../blobs/abc")
+    os.mkfifo(copied / "pipe")
+    [problem] = Registry(tmp_path).validate(fix=True)
+    assert problem.done.startswith("moved to .unregistered/copied")
+    moved = tmp_path / ".unregistered" / "copied"
+    assert set(os.listdir(moved)) == {"config.json", "model.safetensors", "pipe"}
+    assert os.readlink(moved / "model.safetensors") == "../../blobs/abc"
+
+
+def test_what_the_disk_refuses_to_move_keeps_nothing_else_from_being_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    for name in ("half", "lost"):
+        register(registry, name)
+        (tmp_path / name / "model.safetensors").rename(tmp_path / name / "other")
+    for name in ("a-held", "b-free"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    rename, replace = os.rename, os.replace
+
+    def refuse(do: Any, name: str, source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise PermissionError(13, "Permission denied", str(source))
+        do(source, target)
+
+    monkeypatch.setattr(os, "rename", lambda *paths: refuse(rename, "a-held", *paths))
+    monkeypatch.setattr(os, "replace", lambda *paths: refuse(replace, "lost.json", *paths))
+    problems = registry.validate(fix=True)
+    assert {problem.name for problem in problems if problem.fixed} == {"half", "b-free"}
+    held, lost = sorted((problem for problem in problems if not problem.fixed), key=lambda problem: problem.name)
+    assert str(held).startswith("a-held: is a folder that no entry names; it cannot be put aside (Permission denied: ")
+    assert (lost.name, registry.names()) == ("lost", ["lost"])
+    assert set(os.listdir(tmp_path / ".unregistered")) == {"half", "half.json", "b-free"}
+    monkeypatch.undo()
+    assert all(problem.fixed for problem in registry.validate(fix=True))
+    assert registry.validate() == []
+
+
 ADDERS = """
 import os, sys
 from lmlab.registry import Registry
