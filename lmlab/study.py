@@ -152,14 +152,15 @@ def sweep(
     """
     runs, error = _swept(config, changes, data, arguments)
     if error is not None:
-        warnings.warn(f"the sweep ends after {len(runs)} runs: {error}", stacklevel=2)
+        what = error if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+        warnings.warn(f"the sweep ends after {len(runs)} runs: {what}", stacklevel=2)
     return runs
 
 
 def _swept(
     config: ConfigLike, changes: Iterable[Mapping[str, Any]], data: str | Path | None, arguments: Mapping[str, Any]
-) -> tuple[list[Run], LabError | None]:
-    """The runs of a sweep, and the error that ended it after some, such as of a full disk."""
+) -> tuple[list[Run], Exception | None]:
+    """The runs of a sweep, and the error that ended it after some, such as of a full disk or in a user's hook."""
     changes = changes if isinstance(changes, Mapping) else list(changes)
     refuse_changes(config, changes, data, arguments)
     place = Display() if in_notebook() else None
@@ -173,7 +174,7 @@ def _swept(
             if not runs:
                 raise
             break
-        except LabError as error:
+        except Exception as error:
             if not runs:
                 raise
             return runs, error

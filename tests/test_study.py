@@ -454,15 +454,27 @@ def test_changes_may_come_one_by_one(tiny: Settings, corpus: Path):
     assert [run.config["seed"] for run in swept] == [0, 1]
 
 
-def test_what_a_sweep_has_trained_outlives_a_full_disk(tiny: Settings, corpus: Path):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            CheckpointError("cannot save the checkpoint: No space left on device"),
+            "cannot save the checkpoint: No space",
+        ),
+        (ValueError("math domain error"), "ValueError: math domain error"),  # of a hook of one's own
+    ],
+)
+def test_what_a_sweep_has_trained_outlives_an_error(error: Exception, says: str, tiny: Settings, corpus: Path):
     def refuse(event: Settings) -> None:
         if (event["run_id"], event["event"]) == ("two", "step"):
-            raise CheckpointError("cannot save the checkpoint: No space left on device")
+            raise error
 
     changes = [{"run_name": name} for name in ("one", "two", "three")]
-    with pytest.warns(UserWarning, match="the sweep ends after 1 runs: cannot save the checkpoint"):
+    with pytest.warns(UserWarning, match=f"the sweep ends after 1 runs: {says}"):
         swept = lab.sweep(tiny, changes, corpus, listeners=[refuse])
     assert [run.run_id for run in swept] == ["one"]
+    with pytest.raises(type(error)):
+        lab.sweep(tiny, [{"run_name": "two", "runs_dir": "elsewhere"}], corpus, listeners=[refuse])
 
 
 def test_a_name_that_a_model_of_ones_own_has_is_not_taken_for_an_import(run: lab.Run):
