@@ -181,8 +181,9 @@ class Scaling:
     @property
     def score(self) -> float:
         """How much of the way from the largest fitted run's loss down to the last one's was foreseen: 1 is exact, 0 no
-        better than expecting no change, less than 0 worse than that."""
-        return 1 - abs(self.error) / abs(self.losses[-2] - self.measured)
+        better than expecting no change, less than 0 worse than that, NaN where there was no way to go."""
+        way = abs(self.losses[-2] - self.measured)
+        return 1 - abs(self.error) / way if way > 0 else math.nan
 
     def table(self) -> View:
         """Size, compute, measured and expected loss of every run."""

@@ -14,7 +14,7 @@ import lmlab as lab
 from lmlab import storybook
 from lmlab.data import DataLoader, WindowDataset
 from lmlab.errors import UsageError
-from lmlab.scaling import fit_power_law, floors_by_position, flops_of, law_of
+from lmlab.scaling import Scaling, fit_power_law, floors_by_position, flops_of, law_of
 from lmlab.tokenizers import CharTokenizer
 
 STORIES = {"data": "storybook:6000", "eval_cadence": 3, "listeners": []}
@@ -117,6 +117,13 @@ def test_a_study_fits_all_but_the_last_and_scores_the_prediction(tiny: dict[str,
     assert math.isfinite(study.score)
     assert "predicted" in repr(study.table())
     assert study._repr_html_().count("<tr>") == 5
+
+
+def test_where_the_loss_did_not_move_there_is_no_score() -> None:
+    law = fit_power_law([1e6, 1e7], [2.0, 1.5])
+    study = Scaling([], [1e6, 1e7, 1e8], [2.0, 1.5, 1.5], law)
+    assert math.isnan(study.score)
+    assert repr(study).endswith("measured 1.5000 (-0.3750), score nan")
 
 
 def test_a_law_of_runs_that_were_evaluated_on_different_text_is_refused(tiny: dict[str, object]):
