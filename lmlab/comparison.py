@@ -214,7 +214,7 @@ def _validated_on(run: History, other_tokens: bool) -> str:
 def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
     """One row a run, all with the same keys: the run, the config fields in which the runs differ, their tokenizers and
     texts where those differ, how far it came, and its final losses in nats per token (`above_floor` where a run knows its
-    floor; `bits_per_byte` where the tokens are not the same)."""
+    floor, and that is not 0; `bits_per_byte` where the tokens are not the same)."""
     outcomes = [_outcome(run) for run in runs]
     settings = [{**settings_of(run), **_material(run)} for run in runs]
     keys = list(dict.fromkeys(key for own in settings for key in own))
@@ -251,7 +251,7 @@ def _outcome(run: History) -> dict[str, Any]:
         "val_loss": val_loss,
         "best_val_loss": best.loss if best else None,
         "bits_per_byte": final_loss(run, "bits_per_byte"),
-        "above_floor": None if floor is None or val_loss is None else val_loss - floor,
+        "above_floor": val_loss - floor if floor and val_loss is not None else None,
     }
 
 

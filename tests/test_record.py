@@ -28,6 +28,7 @@ from lmlab.files import lock
 from lmlab.history import History
 from lmlab.record import RUN_LOCK, TAIL, Record, delete_run, find_run, find_runs
 from lmlab.views import cards
+from lmlab.views.live import loss_chart
 
 EVERY_PROPERTY = (
     "start", "run_id", "config", "model", "kind", "lineage", "status", "max_steps", "tokens_per_step", "tokens",
@@ -597,6 +598,15 @@ def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):
         assert row["loss"] == pytest.approx(run.series("loss")[1][-2:].mean())
         assert row["above_floor"] == pytest.approx(row["val_loss"] - 0.5)
     assert comparison([]) == []
+
+
+def test_a_floor_of_nothing_is_not_shown() -> None:
+    """As where an evaluation counts no whole story."""
+    history = ended(3.0)
+    history.add({"event": "run_start", "loss_floor": 0.0})
+    assert "above_floor" not in comparison([history])[0]
+    assert "Floor" not in cards.facts_of(history)
+    assert "floor" not in loss_chart(history)
 
 
 def ended(val_loss: float) -> History:

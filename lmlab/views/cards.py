@@ -100,7 +100,7 @@ def facts_of(history: History) -> dict[str, tuple[str, str | None]]:
         "Validation loss": (words.loss(history.last("val_loss")), "nats per token, at the last evaluation"),
         "Best": (f"{best.loss:.4f} at {best.step:,}" if best else words.DASH, "lowest validation loss and its step"),
     }
-    if floor is not None:
+    if floor:  # of the part of a story, nothing is known, and the floor is 0
         facts["Floor"] = (f"{floor:.4f}", "no model can expect a lower validation loss on this corpus")
     return facts
 

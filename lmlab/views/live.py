@@ -94,7 +94,7 @@ def loss_chart(history: History, total: int | None = None) -> str:
         Line("training", x, smooth(steps, losses, span), colour=0),
         Line("validation", at.astype(np.float64), val_losses, colour=1, dots=True),
     ]
-    return chart(lines, y_label="loss, nats per token", x_end=total, floor=history.loss_floor)
+    return chart(lines, y_label="loss, nats per token", x_end=total, floor=history.loss_floor or None)
 
 
 def in_notebook() -> bool:

@@ -105,7 +105,7 @@ def compare(
         ]
         end = max((float(x[-1]) for panel in drawn for x, _ in panel if len(x)), default=0.0)
         for axes, here, panel in zip(rows, panels, drawn, strict=False):
-            floors = [run.loss_floor for run in runs if floor and run.loss_floor is not None]
+            floors = [run.loss_floor for run in runs if floor and run.loss_floor]
             floors = floors if "val_loss" in here or "loss" in here else []
             _draw_floors(axes, floors)
             _frame(axes, panel if alone or here[0] not in FALLING else _in_scale(panel), floors, zoom, end)
