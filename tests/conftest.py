@@ -147,7 +147,7 @@ def lab_process(tmp_path: Path) -> Command:
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """A warm process that forks children in milliseconds; see `forked`."""
-    with Nursery("pytest", "transformers.models.qwen2.modeling_qwen2") as started:
+    with Nursery("pytest") as started:
         yield started
 
 

@@ -22,14 +22,14 @@ SHORT = ("--set", "max_seq_len=16", "--set", "eval_batches=2", "--set", "samplin
 
 
 @pytest.fixture
-def main(tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """`python main.py ARGUMENTS` in an empty folder, with a hub that holds one tiny Qwen: what it printed.
 
     Each is a process of its own, forked from one that has imported what it takes.
     """
     text = tmp_path / "text.txt"
     text.write_text(tiny_models.text(6000), encoding="utf-8")
-    with HubServer() as hub:
+    with HubServer() as hub, Nursery("transformers.models.qwen2.modeling_qwen2") as nursery:
         hub.add("Qwen/Qwen2.5-0.5B", tiny_models.make(tmp_path / "published"))
         monkeypatch.setenv("LMLAB_HOME", str(tmp_path))
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
