@@ -40,6 +40,13 @@ CORE = ["qwen2", "qwen3", "llama", "gpt2"]
 OTHERS = {  # families whose head, positions or cache differ from the core's
     "mistral": {},
     "gemma2": {"head_dim": 16},
+    "gemma4_text": {  # whose layers differ
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": 320,
+        "hidden_size_per_layer_input": 8,
+    },
     "phi3": {"pad_token_id": 0},
     "opt": {"word_embed_proj_dim": 32},
     "bloom": {},
@@ -55,8 +62,17 @@ OTHERS = {  # families whose head, positions or cache differ from the core's
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},  # has an infinity in its config
 }
 # What has norms or feed-forwards that are replaced.
-FUSED = {*CORE, *OTHERS} - {"gpt2", "gemma2", "opt", "bloom", "lfm2"}
-IN_BLOCKS = {*CORE, *OTHERS} - {"gemma2", "opt", "bloom", "granite", "doge", "mamba", "mamba2"}  # plain attention
+FUSED = {*CORE, *OTHERS} - {"gpt2", "gemma2", "gemma4_text", "opt", "bloom", "lfm2"}
+IN_BLOCKS = {*CORE, *OTHERS} - {
+    "gemma2",
+    "gemma4_text",
+    "opt",
+    "bloom",
+    "granite",
+    "doge",
+    "mamba",
+    "mamba2",
+}  # plain attention
 TURNING = {"qwen2", "qwen3", "llama", "mistral"}
 END = 0  # the id of end-of-text in the tiny tokenizer
 

@@ -211,11 +211,14 @@ class CausalLMAdapter(BaseAdapter):
         return {**own, "architectures": [type(self.model).__name__], "model_type": config.model_type}
 
     def attention_shape(self) -> tuple[int, int]:
-        """Layers, and the width that attention works over (heads × head width)."""
+        """Layers, and the width that attention works over (heads × head width), the mean where layers differ."""
         config = self.model.config.get_text_config()
-        n_heads = getattr(config, "num_attention_heads", 0) or 0
-        width = getattr(config, "head_dim", None) or config.hidden_size // max(n_heads, 1)
-        return int(config.num_hidden_layers), int(n_heads * width)
+        n_layers, unlike = int(config.num_hidden_layers), getattr(config, "is_heterogeneous", False)
+        widths = []
+        for layer in (config.per_layer_config[i] for i in range(n_layers)) if unlike else (config,):
+            n_heads = getattr(layer, "num_attention_heads", 0) or 0
+            widths.append(n_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // max(n_heads, 1)))
+        return n_layers, sum(widths) // len(widths)
 
     def hidden_states(self, ids_BT: Tensor) -> list[Tensor]:
         """The residual stream x_BTD after the embedding and after every block."""
