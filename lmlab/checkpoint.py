@@ -35,6 +35,7 @@ from lmlab.files import (
     remove_tree,
     sha256_bytes,
     sha256_file,
+    share_tensors,
     write_atomic,
 )
 from lmlab.hostile_tokenizers import TEMPLATES
@@ -211,6 +212,7 @@ def save(
                 if tokenizer is not None:
                     (temporary / "tokenizer").mkdir()
                     tokenizer.save(temporary / "tokenizer")
+                share_tensors(temporary)
                 write_atomic(temporary / MANIFEST, dump_json(manifest(temporary)))
                 move_folder(temporary, folder)
 

@@ -95,6 +95,12 @@ def write_atomic(path: Path | str, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def share_tensors(folder: Path) -> None:
+    """Give a folder's safetensors files the permissions of its `config.json`: they come readable for their owner alone."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
+
+
 def new_folder_beside(path: Path) -> Path:
     """Make an empty folder under a temporary name, to become `path` by `move_folder`. Raises FileExistsError, OSError."""
     if os.path.lexists(path):

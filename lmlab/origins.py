@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from lmlab import gguf_header, gguf_splits, plain_yaml
 from lmlab.entries import FILE_NAME
 from lmlab.errors import CheckpointError, HubError, TokenizerError
-from lmlab.files import describe_os_error, dump_json, plain_os_errors, read_json, read_object, stays_in, write_atomic
+from lmlab.files import (
+    describe_os_error,
+    dump_json,
+    plain_os_errors,
+    read_json,
+    read_object,
+    share_tensors,
+    stays_in,
+    write_atomic,
+)
 from lmlab.hostile_tokenizers import SPECIAL_TOKENS_MAP, special_tokens, without_paths
 from lmlab.words import one_line
 
@@ -253,6 +262,7 @@ def convert_gguf(path: Path, target: Path) -> None:
         config.save_pretrained(str(target))
         keep_apart(target, identifier)  # from what transformers makes of any tokenizer beside some models
         save_file(plain, target / WEIGHTS, metadata={"format": "pt"})
+        share_tensors(target)
 
 
 def make_tiny_qwen(target: Path) -> None:
@@ -293,6 +303,7 @@ def make_tiny_qwen(target: Path) -> None:
         tokenizer.save(str(target / "tokenizer.json"))
         write_atomic(target / "tokenizer_config.json", dump_json(settings))
         model.save_pretrained(target)
+        share_tensors(target)
 
 
 def disarm(folder: Path) -> list[str]:

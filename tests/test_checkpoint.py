@@ -104,6 +104,15 @@ def test_tensors_on_a_graph_or_out_of_order_are_saved_by_value(tmp_path: Path) -
     assert torch.equal(loaded["t"], weight.detach().T)
 
 
+def test_who_may_read_a_checkpoint_may_read_its_tensors(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save(tmp_path / "step-00000003")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()} == {0o640}
+
+
 def test_a_checkpoint_is_never_written_over(tmp_path: Path) -> None:
     folder = save(tmp_path / "step-00000003")
     before = checkpoint.fingerprint(folder)

@@ -310,6 +310,7 @@ def test_a_gguf_file_is_stored_as_safetensors_with_equal_logits(models: Path, tm
     assert entry.license == "cc0-1.0"
     assert (entry.model_name, entry.source, entry.architecture_type) == ("tiny-f32", "gguf", "llama")
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= entry.files.keys()
+    assert len({path.stat().st_mode for path in (models / "tiny-f32").iterdir()}) == 1  # who may read one may read all
     ids_BT = torch.arange(12)[None]
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids_BT).logits

@@ -14,7 +14,7 @@ from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.head import chunked_cross_entropy
 from lmlab.config import TrainingConfig
 from lmlab.errors import CheckpointError, ConfigError
-from lmlab.files import describe_os_error, dump_json, read_object, write_atomic
+from lmlab.files import describe_os_error, dump_json, read_object, share_tensors, write_atomic
 from lmlab.transformer import Attention, Cache, Transformer, attention_probabilities
 
 REQUIRED = {"n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len"}  # besides the vocabulary's size
@@ -101,6 +101,7 @@ class CustomTransformerAdapter(BaseAdapter):
         write_atomic(folder / "config.json", dump_json(self.architecture()))
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        share_tensors(folder)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:

@@ -34,6 +34,7 @@ from lmlab.adapters.longrope import short_length, turn_by_document
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
 from lmlab.devices import products_of, recomputation
 from lmlab.errors import ConfigError
+from lmlab.files import share_tensors
 from lmlab.modes import in_mode
 from lmlab.ranks import any_spread
 from lmlab.tokenizers import SPECIAL_TOKENS, Tokenizer
@@ -285,6 +286,7 @@ class CausalLMAdapter(BaseAdapter):
         """Write `config.json` and `model.safetensors` into an existing folder. Raises OSError."""
         with quiet():
             self.model.save_pretrained(folder, max_shard_size="100TB")
+        share_tensors(folder)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
