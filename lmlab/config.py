@@ -395,7 +395,7 @@ def read_config(config: ConfigLike = None, **overrides: Any) -> TrainingConfig:
         config = TrainingConfig.from_yaml(config)
     elif not isinstance(config, TrainingConfig):
         config = TrainingConfig.from_dict(config or {})
-    return config.updated(**overrides)
+    return config.updated(**overrides) if overrides else config
 
 
 def group_fields(group: str) -> dict[str, FieldInfo]:

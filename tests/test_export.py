@@ -21,9 +21,10 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.adapters.huggingface import adapter_for
 from lmlab.errors import CheckpointError, LabWarning, RegistryError
 from lmlab.events import EventLog
-from lmlab.export import escaped, fenced, register_checkpoint
+from lmlab.export import register_checkpoint
 from lmlab.files import sha256_file
 from lmlab.loading import load_adapter
+from lmlab.model_card import escaped, fenced
 from lmlab.registry import Registry
 from lmlab.tokenizers import CharTokenizer, HFTokenizer, Tokenizer
 from lmlab.transformer import Transformer

@@ -172,7 +172,8 @@ def _in_scale(drawn: Sequence[tuple[Floats, Floats]]) -> list[tuple[Floats, Floa
     """What sets the scale of several runs' losses: of one that blew up, points up to the highest first loss alone."""
     firsts = [finite[0] for _, y in drawn if len(finite := y[np.isfinite(y)])]
     start = max(firsts, default=0.0)
-    return [(x, np.where(y > start, np.nan, y) if (y > BLOWN_UP * start).any() else y) for x, y in drawn]
+    blown_up = [value_range([y])[1] > BLOWN_UP * start for _, y in drawn]
+    return [(x, np.where(y > start, np.nan, y) if far else y) for (x, y), far in zip(drawn, blown_up, strict=True)]
 
 
 def _draw_floors(axes: Axes, levels: Sequence[float]) -> None:
