@@ -5,9 +5,8 @@ L layers, H heads, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,11 +376,16 @@ class Look:
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
             self.hidden_L = [x_BTD.float() for x_BTD in self._adapter.hidden_states(ids_BT)]
 
-    @functools.cached_property
+    @property
     def logits_LTV(self) -> Tensor:
         """What the model would say after each layer. Raises ConfigError where its final norm or head are not known."""
-        with torch.no_grad():
-            return torch.stack([self._adapter.unembed(x_BTD)[0].float().cpu() for x_BTD in self.hidden_L])
+        return torch.stack([*self._logits()])
+
+    @torch.no_grad()
+    def _logits(self) -> Iterator[Tensor]:
+        """The same a layer at a time, logits_TV: of a large vocabulary, all of them are gigabytes."""
+        for x_BTD in self.hidden_L:
+            yield self._adapter.unembed(x_BTD)[0].float().cpu()
 
     def attention(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Figure:
         """Attention maps, a row for each layer and a column for each head; see `views.plots.attention_figure`."""
@@ -389,10 +393,11 @@ class Look:
 
     def lens(self) -> Figure:
         """The logit lens (nostalgebraist 2020): what the model would say next if it stopped after each layer."""
-        best = self.logits_LTV.softmax(dim=-1).max(dim=-1)
-        guesses = [self._tokenizer.pieces(row) for row in best.indices.tolist()]
-        hits_LT = (best.indices[:, :-1] == torch.tensor(self.ids[1:])).numpy()  # texts of other tokens may look alike
-        return plots.lens_figure(guesses, best.values.numpy(), self.tokens, hits_LT=hits_LT)
+        best = [logits_TV.softmax(dim=-1).max(dim=-1) for logits_TV in self._logits()]
+        shares_LT, ids_LT = (torch.stack(each) for each in zip(*best, strict=True))
+        guesses = [self._tokenizer.pieces(row) for row in ids_LT.tolist()]
+        hits_LT = (ids_LT[:, :-1] == torch.tensor(self.ids[1:])).numpy()  # texts of other tokens may look alike
+        return plots.lens_figure(guesses, shares_LT.numpy(), self.tokens, hits_LT=hits_LT)
 
     def __repr__(self) -> str:
         return f"Look at {' '.join(self.tokens)!r}: .attention(), .lens()"
