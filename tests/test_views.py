@@ -726,7 +726,7 @@ def test_the_figure_of_a_long_run_draws_thousands_of_points_and_no_other_picture
     np.testing.assert_array_equal(smoothed.get_ydata(), expected[smoothed.get_xdata().astype(int) - 1])
 
 
-@pytest.mark.parametrize(("axis", "end"), [("step", 40), ("tokens", 40 * 128), ("seconds", 20 / 60)])
+@pytest.mark.parametrize(("axis", "end"), [("step", 40), ("tokens", 40 * 128), ("seconds", 20)])
 def test_runs_compare_along_every_axis(tmp_path, axis, end):
     runs = [Record(write_run(tmp_path / f"run{seed}", seed=seed)) for seed in range(2)]
     figure = plots.compare(runs, ("val_loss",), axis=axis, noise=0.6, labels=["one", "two"], floor=False)
@@ -740,6 +740,16 @@ def test_runs_compare_along_every_axis(tmp_path, axis, end):
     assert np.ptp(last) == pytest.approx(0.6)
     assert figure.axes[0].get_ylim()[0] < last.min(), "the band is seen whole"
     assert len({line.get_color() for line in lines.values()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "unit", "end"), [(40, "seconds", 20), (400, "minutes", 200 / 60), (40_000, "hours", 20_000 / 3600)]
+)
+def test_time_is_drawn_in_the_unit_of_the_longest_run(tmp_path, steps, unit, end):
+    runs = [Record(write_run(tmp_path / f"run{count}", steps=count)) for count in (steps, 8)]
+    figure = plots.compare(runs, ("loss",), axis="seconds", labels=["long", "short"])
+    assert figure.axes[0].get_xlabel() == f"time ({unit})"
+    assert drawn_lines(figure)["long"].get_xdata()[-1] == pytest.approx(end)
 
 
 def test_more_runs_than_colours_have_lines_of_their_own(tmp_path):

@@ -48,7 +48,8 @@ TITLES = {
 DOTTED = ("val_loss", "perplexity", "bits_per_byte")  # measured now and then: a dot for each
 FALLING = ("loss", *DOTTED)
 BLOWN_UP = 1.5  # times the highest first loss: a run that goes beyond does not set the scale for the others
-AXIS_TITLES = {"step": "step", "tokens": "tokens seen", "seconds": "time (minutes)"}
+AXIS_TITLES = {"step": "step", "tokens": "tokens seen"}
+UNITS = ((1, "seconds"), (60, "minutes"), (3600, "hours"))  # of time, in seconds
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------
@@ -90,13 +91,14 @@ def compare(
     alone, names = len(runs) == 1, [names] if isinstance(names, str) else names
     measured = [name for name in names if any(len(run.series(name)[0]) for run in runs)]
     panels = _panels(measured or names, shared=alone)
+    unit, across = _unit(runs) if axis == "seconds" else (1, AXIS_TITLES.get(axis, axis))
     n_lines = -(-len(labels) // legend_columns(labels))
     with style():
         figure = new_figure(height=0.4 + 0.2 * n_lines + (3.2 if len(panels) == 1 else 2.5) * len(panels))
         rows = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True)[:, 0]
         drawn = [
             [
-                _draw(axes, run, name, axis, smoothing, noise if name == "val_loss" else None, **look)
+                _draw(axes, run, name, axis, unit, smoothing, noise if name == "val_loss" else None, **look)
                 for index, run in enumerate(runs)
                 for place, name in enumerate(here)
                 for look in [_look(name, here, labels[index], place if alone else index, alone)]
@@ -110,8 +112,15 @@ def compare(
             _draw_floors(axes, floors)
             _frame(axes, panel if alone or here[0] not in FALLING else _in_scale(panel), floors, zoom, end)
             axes.set_ylabel("loss (nats per token)" if len(here) > 1 else TITLES.get(here[0], label(here[0])))
-        _finish(figure, list(rows), axis, noise)
+        _finish(figure, list(rows), axis, across, noise)
     return figure
+
+
+def _unit(runs: Sequence[History]) -> tuple[float, str]:
+    """The seconds in the unit of a time axis, and its title: the largest unit of which the longest run takes two."""
+    longest = max((run.seconds for run in runs), default=0.0)
+    seconds, name = next((unit for unit in reversed(UNITS) if longest >= 2 * unit[0]), UNITS[0])
+    return seconds, f"time ({name})"
 
 
 def _panels(names: Sequence[str], shared: bool) -> list[list[str]]:
@@ -136,6 +145,7 @@ def _draw(
     run: History,
     name: str,
     axis: str,
+    unit: float,
     smoothing: float | None,
     noise: float | None,
     *,
@@ -147,7 +157,7 @@ def _draw(
 ) -> tuple[Floats, Floats]:
     """Draw one series of one run, thinned; returns all of it, x and y."""
     steps, values = run.series(name)
-    x = run.along(steps, axis) / (60 if axis == "seconds" else 1)
+    x = run.along(steps, axis) / unit
     values = np.where(np.abs(values) < LARGEST_DRAWN, values, np.nan)
     thin_x, thin_values = thin(x, values, MOST_POINTS, gaps=True)
     if name in DOTTED:
@@ -197,13 +207,13 @@ def _frame(
     axes.set_ylim(*value_range([y[x >= start] for x, y in drawn], min(floors, default=None) if zoom >= 1 else None))
 
 
-def _finish(figure: Figure, rows: Sequence[Axes], axis: str, noise: float | None) -> None:
+def _finish(figure: Figure, rows: Sequence[Axes], axis: str, across: str, noise: float | None) -> None:
     """Ticks in words, and one legend above all panels."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     last = rows[-1]
-    last.set_xlabel(AXIS_TITLES[axis])
+    last.set_xlabel(across)
     last.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=axis != "seconds"))
     if axis != "seconds":
         last.xaxis.set_major_formatter(FuncFormatter(functools.partial(_counted, last.xaxis)))
