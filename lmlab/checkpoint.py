@@ -317,6 +317,14 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
+def mark_of(checkpoints: Path, step: int) -> bytes:
+    """What tells the checkpoint of a step from one that others made there: its manifest, empty where it has none."""
+    try:
+        return (step_folder(checkpoints, step) / MANIFEST).read_bytes()
+    except OSError:
+        return b""
+
+
 def load(folder: Path | str) -> Checkpoint:
     """The checkpoint in a folder, every byte verified first. Raises CheckpointError naming what is wrong."""
     folder = Path(folder)

@@ -163,8 +163,8 @@ def superseded_log(path: Path, number: int) -> Path:
 def supersede(path: Path, step: int, number: int) -> Path | None:
     """Move what a log holds after `step` to `log.superseded-N.jsonl`, for a run that goes on from an earlier step.
 
-    number: an N that is free. What stays are the events up to `step` in the order they came,
-    without a `run_end` after it. Returns the new file, or None where nothing came after. Raises OSError.
+    number: an N that is free. What stays are the events up to `step` in the order they came, without a `run_end` after it.
+    Returns the new file, or None where nothing came after. Raises OSError.
     """
     events = read(path)
     kept: list[Event] = []

@@ -181,10 +181,8 @@ def register_if_promised(finished: Run, trainer: Trainer, models_dir: str | Path
     """Register a run under the name that it was given at its start, unless that was done before."""
     name: str | None = trainer.facts.get("register_as")
     if name is not None:
-        where, begun_with = (
-            promised_in(trainer.facts, models_dir, finished.folder),
-            begun_in(trainer.facts, finished.folder),
-        )
+        where = promised_in(trainer.facts, models_dir, finished.folder)
+        begun_with = begun_in(trainer.facts, finished.folder)
         if models_dir is None and begun_with is not None and begun_with != where:
             finished.lost_models_dir = begun_with
         trainer.world.first(lambda: register_once(finished, name, where))
@@ -426,7 +424,7 @@ class Run(Record):
         self.lost_models_dir: Path | None = None
         self._held: tuple[BaseAdapter, Tokenizer] | None = None
         self.held_step = trainer.step if trainer is not None else 0
-        self._held_from = self._manifest(trainer.step) if trainer is not None else b""
+        self._held_from = checkpoint.mark_of(self.folder / "checkpoints", trainer.step) if trainer is not None else b""
         whole = trainer is not None and trainer.strategy != "fsdp"  # else no process has all of the weights
         if whole and trainer is not None and trainer.tokenizer is not None:
             before = Run._holder() if Run._holder is not None else None
@@ -441,19 +439,13 @@ class Run(Record):
         `run.newest_checkpoint`, the caller gets one of its own.
         """
         if self._held is not None and checkpoint_folder is None:
-            steps = checkpoint.steps(self.folder / "checkpoints")
-            if not steps or self._manifest(steps[-1]) == self._held_from:
+            checkpoints = self.folder / "checkpoints"
+            steps = checkpoint.steps(checkpoints)
+            if not steps or checkpoint.mark_of(checkpoints, steps[-1]) == self._held_from:
                 return self._held
             self._held = None  # another process, or a session that ended in an error, went on from it
         where = checkpoint_folder or self.folder
         return read_checkpoint(where, self.folder.parent, lambda saved: loading.load_model_and_tokenizer(saved.folder))
-
-    def _manifest(self, step: int) -> bytes:
-        """What tells the checkpoint of a step from one that others made there: its manifest, empty where it has none."""
-        try:
-            return (checkpoint.step_folder(self.folder / "checkpoints", step) / checkpoint.MANIFEST).read_bytes()
-        except OSError:
-            return b""
 
     def plot(self, names: str | Sequence[str] = ("loss", "val_loss"), *, smoothing: float | None = None) -> Figure:
         """The run's curves as a figure that can be saved; see `views.plots.curves`."""

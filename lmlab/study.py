@@ -5,7 +5,6 @@ L layers, H heads, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from lmlab import lab, planning
 from lmlab.comparison import distinct, smallest_difference
 from lmlab.config import ConfigLike, read_config
 from lmlab.entries import Entry
-from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError
+from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, UsageError, warn_caller
 from lmlab.evaluate import text_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
@@ -152,7 +151,7 @@ def sweep(
     runs, error = _swept(config, changes, data, arguments)
     if error is not None:
         what = error if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-        warnings.warn(f"the sweep ends after {len(runs)} runs: {what}", stacklevel=2)
+        warn_caller([f"the sweep ends after {len(runs)} runs: {what}"])
     return runs
 
 
@@ -213,7 +212,7 @@ def _trial(*, listeners: Any, **arguments: Any) -> Run:
     except DivergedError as error:
         return Run(trainer.folder, ending=Ending(None, error.asked_to_stop))
     except OutOfMemory as error:
-        warnings.warn(f"{trainer.folder.name}: {error}", stacklevel=4)
+        warn_caller([f"{trainer.folder.name}: {error}"])
         return Run(trainer.folder, ending=Ending(None, asked=False))
 
 

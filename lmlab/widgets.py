@@ -11,7 +11,7 @@ from typing import Any
 
 from lmlab import words
 from lmlab.catalogue import as_tree, render_info
-from lmlab.checkpoint import MANIFEST, step_folder, steps
+from lmlab.checkpoint import mark_of, steps
 from lmlab.comparison import distinct
 from lmlab.faces import Face
 from lmlab.generate import SamplingSettings
@@ -114,15 +114,11 @@ class PromptBox(Face):
         super().__init__()
 
     def _newest(self) -> tuple[int, bytes] | None:
-        """The step of the newest checkpoint of the run that writes, and its manifest, which tells it from another of that
-        step; None where there is none, as of a registered model."""
+        """The step and mark of the newest checkpoint of the run that writes; None without one, as of a registered model."""
         folder = self.source if isinstance(self.source, Run) else find_run(self.source, find_runs_dir(self.runs_dir))
         checkpoints = Path(folder, "checkpoints")
-        try:
-            step = max(steps(checkpoints), default=None)
-            return None if step is None else (step, (step_folder(checkpoints, step) / MANIFEST).read_bytes())
-        except OSError:  # of one that is pruned meanwhile
-            return None
+        step = max(steps(checkpoints), default=None)
+        return None if step is None else (step, mark_of(checkpoints, step))
 
     def _load(self, newest: tuple[int, bytes] | None) -> None:
         self.__dict__.pop("writer", None)  # first, so that there is one model in memory
