@@ -129,7 +129,7 @@ def undisturbed() -> Iterator[None]:
 def lab_process(tmp_path: Path) -> Command:
     """Run `python main.py ARGUMENTS` in a process of its own, to its end. Keywords go to the environment."""
 
-    def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 120, **environment: str):
+    def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 600, **environment: str):
         return subprocess.run(
             [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
             cwd=cwd,

@@ -18,7 +18,7 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "langua
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 EDGES = 180  # pixels of JupyterLab's own menus and bars above and below a notebook
 TALLEST = 12_000
-START_MS, CELL_MS = 30_000, 90_000
+START_MS, CELL_MS = 60_000, 600_000  # after which something hangs
 
 # Takes down what the first match in a cell says, or how it is styled, each time that it has changed.
 WATCH = """(cell, selector) => {
