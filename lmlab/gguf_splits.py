@@ -58,8 +58,7 @@ def read_tokenizer(folder: Path, reader: Any) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    given: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf", local_files_only=True)
     byte_level, name = name_of_split(reader)
     split = split_of(name) if byte_level else None
     if split is None:
@@ -68,9 +67,9 @@ def read_tokenizer(folder: Path, reader: Any) -> Any:
     again = type(tokenizer).from_pretrained(folder / "again", local_files_only=True)
     if pieces(again.backend_tokenizer.pre_tokenizer) == pieces(split):
         return tokenizer
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
-    tokenizer.backend_tokenizer.pre_tokenizer = split
-    return tokenizer
+    plain = PreTrainedTokenizerFast.from_pretrained(folder / "again", local_files_only=True)
+    plain.backend_tokenizer.pre_tokenizer = split
+    return plain
 
 
 def pieces(split: Any) -> list[str]:
