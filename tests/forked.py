@@ -22,7 +22,7 @@ from typing import Any, Self
 TESTS = Path(__file__).resolve().parent
 FAILED = 70  # the exit status of a child whose function raised
 WARM = ("lmlab.lab", "lmlab.cli", "lmlab.console", "torch._dynamo")  # the last one is what optimizers import
-LIMIT = 240  # seconds after which a child ends by SIGALRM
+LIMIT = 600  # seconds after which a child ends by SIGALRM
 
 
 class Child:

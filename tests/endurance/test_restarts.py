@@ -1,7 +1,8 @@
-"""SIGKILL of one rank at random moments of a run that torchrun may start again: it finishes, as if nothing had been."""
+"""SIGKILL of a rank, twice, at random moments of a run that torchrun may start again: it ends as if nothing had been."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -20,7 +21,7 @@ from lmlab.proof import differing_tensor
 
 pytestmark = pytest.mark.endurance
 
-RUNS = 20
+KILLS = 20
 SECONDS = 120  # in which a run ends that does not hang
 CONFIG: dict[str, Any] = {
     "n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 64, "max_seq_len": 16, "batch_size": 6, "max_steps": 60,
@@ -47,6 +48,13 @@ def draw(random_: random.Random) -> Blow:
     return Blow(random_.randrange(2), random_.randrange(CONFIG["max_steps"]), random_.uniform(0.0, 0.1))
 
 
+def draw_two(random_: random.Random) -> list[Blow]:
+    """The later step comes second, else it would be there as soon as the ranks are."""
+    blows = [draw(random_), draw(random_)]
+    steps = [blow.step for blow in blows if blow.step is not None]
+    return blows[::-1] if len(steps) == 2 and steps[0] > steps[1] else blows
+
+
 def flags(folder: Path, corpus: Path, name: str, strategy: str) -> list[str]:
     config = {**CONFIG, "parallel": strategy}
     sets = [part for key, value in config.items() for part in ("--set", f"{key}={json.dumps(value)}")]
@@ -68,12 +76,15 @@ def strike(torchrun: int, log: Path, blow: Blow) -> bool:
     return ranks_of(torchrun).get(blow.rank, lambda _: False)(signal.SIGKILL)
 
 
-def disturbed(folder: Path, corpus: Path, name: str, strategy: str, blow: Blow) -> bool:
-    """A run in which one rank is killed: whether it was, before the run had ended. Raises TimeoutExpired on a hang."""
+def disturbed(folder: Path, corpus: Path, name: str, strategy: str, blows: list[Blow]) -> list[Blow]:
+    """A run in which a rank is killed, and then again: the blows that fell before it had ended.
+
+    Raises TimeoutExpired on a hang.
+    """
     with started(2, MAIN, *flags(folder, corpus, name, strategy), max_restarts=3) as process:
-        struck = strike(process.pid, folder / name / "log.jsonl", blow)
+        struck = [blow for blow in blows if strike(process.pid, folder / name / "log.jsonl", blow)]
         _, stderr = process.communicate(timeout=SECONDS)
-        assert process.returncode == 0, f"{name}, {blow}: {stderr[-3000:]}"
+        assert process.returncode == 0, f"{name}, {blows}: {stderr[-3000:]}"
         return struck
 
 
@@ -84,16 +95,16 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in event.items() if key not in TIMINGS} for event in wanted]
 
 
-def assert_alike(undisturbed: lab.Run, run: lab.Run, blow: Blow) -> None:
+def assert_alike(undisturbed: lab.Run, run: lab.Run, blows: list[Blow]) -> None:
     """The run ended as the other one did, bit for bit, and left nothing half done."""
-    assert run.status == "completed", blow
-    assert told(run.folder) == told(undisturbed.folder), blow
+    assert run.status == "completed", blows
+    assert told(run.folder) == told(undisturbed.folder), blows
     ends = [checkpoint.newest(each.folder / "checkpoints")[0] for each in (undisturbed, run)]
-    assert [end.step for end in ends] == [CONFIG["max_steps"]] * 2, blow
-    assert differing_tensor(*ends) is None, blow
+    assert [end.step for end in ends] == [CONFIG["max_steps"]] * 2, blows
+    assert differing_tensor(*ends) is None, blows
     kept = [[path.name for path in each.checkpoints()] for each in (undisturbed, run)]
-    assert kept[0] == kept[1], blow
-    assert not list(run.folder.rglob(".*.tmp-*")), blow
+    assert kept[0] == kept[1], blows
+    assert not list(run.folder.rglob(".*.tmp-*")), blows
 
 
 def test_a_rank_killed_at_any_moment_comes_back_and_the_run_is_the_undisturbed_one(
@@ -102,13 +113,13 @@ def test_a_rank_killed_at_any_moment_comes_back_and_the_run_is_the_undisturbed_o
     for strategy in STRATEGIES:
         worked(2, MAIN, *flags(tmp_path, corpus, strategy, strategy), max_restarts=3)
     undisturbed = {strategy: lab.Run(tmp_path / strategy) for strategy in STRATEGIES}
-    random_, blows, number = random.Random(20), [], 0
-    while len(blows) < RUNS:  # one that comes too late does not count
-        jobs = [(f"run-{number + i}", STRATEGIES[i % 2], draw(random_)) for i in range(RUNS - len(blows))]
-        number += len(jobs)
+    random_, struck, number = random.Random(20), [], 0
+    while len(struck) < KILLS:  # one that comes too late does not count
+        n_runs = (KILLS - len(struck) + 1) // 2
+        jobs = [(f"run-{number + i}", STRATEGIES[i % 2], draw_two(random_)) for i in range(n_runs)]
+        number += n_runs
         with ThreadPoolExecutor(2) as pool:
-            struck = list(pool.map(lambda job: disturbed(tmp_path, corpus, *job), jobs))
-        for (name, strategy, blow), hit in zip(jobs, struck, strict=True):
-            assert_alike(undisturbed[strategy], lab.Run(tmp_path / name), blow)
-            blows += [blow] if hit else []
-    assert {blow.rank for blow in blows} == {0, 1}
+            struck += itertools.chain(*pool.map(lambda job: disturbed(tmp_path, corpus, *job), jobs))
+        for name, strategy, blows in jobs:
+            assert_alike(undisturbed[strategy], lab.Run(tmp_path / name), blows)
+    assert {blow.rank for blow in struck} == {0, 1}
