@@ -6,6 +6,7 @@ Reading `build` from top to bottom is reading the pipeline: text, tokens, window
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -197,7 +198,7 @@ def register_once(finished: Run, name: str, models_dir: Path) -> None:
     elif registry.get(name).run_id != finished.run_id:
         raise RegistryError(
             f"the run {finished.run_id} is done and saved, but {name!r} has become another model meanwhile; register it "
-            f"with `register-model {finished.run_id} --name NAME`"
+            f"with `register-model {shlex.quote(str(finished.folder))} --name NAME`"
         )
 
 

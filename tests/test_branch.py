@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -243,7 +244,9 @@ def test_a_name_that_was_taken_meanwhile_leaves_the_run_to_be_registered_under_a
         if event["event"] == "step" and event["step"] == 1:
             lab.register(custom.folder, "wanted")
 
-    with pytest.raises(RegistryError, match="'wanted' has become another model meanwhile; register it with"):
-        lab.finetune(base, corpus, "wanted", config=CONFIG, run_name="late", listeners=[take])
+    with pytest.raises(RegistryError, match="'wanted' has become another model meanwhile; register it with") as raised:
+        lab.finetune(base, corpus, "wanted", config=CONFIG, run_name="late", runs_dir="my runs", listeners=[take])
     assert Registry().get("wanted").run_id == "custom"
-    assert lab.register("late", "late").step == 4
+    advised = str(raised.value).split("`")[1]
+    assert cli.main(shlex.split(advised.replace("NAME", "late"))) == 0
+    assert Registry().get("late").step == 4
