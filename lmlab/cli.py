@@ -200,7 +200,7 @@ def finish(run: Any) -> int:
     if run.was_done:
         go_on = "give --set early_stopping_patience=null" if run.steps_left > 0 else "raise --max-steps"
         at, end = run.held_step, run.held_step + max(run.steps_left, 0)
-        what = f"the run {run.run_id} is done: it" if at == run.step else f"the checkpoint of the run {run.run_id}"
+        what = f"the run {run.title} is done: it" if at == run.step else f"the checkpoint of the run {run.title}"
         print(f"{what} is at step {at} of {end}; {go_on} to go on")
     if run.registered_as is not None:
         print(commands.registered(run.registered_as, run.registered_in, run.lost_models_dir))

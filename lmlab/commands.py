@@ -233,13 +233,14 @@ def delete_run(options: argparse.Namespace) -> int:
     from lmlab.places import find_runs_dir
     from lmlab.record import Record, find_run
     from lmlab.record import delete_run as delete
-    from lmlab.words import size
+    from lmlab.runs_table import LONGEST_TITLE
+    from lmlab.words import one_line, size
 
     record = Record(find_run(options.run, find_runs_dir(options.runs_dir)))
-    n_checkpoints = len(record.checkpoints())
-    question = f"Delete the run {record.run_id} with {n_checkpoints} checkpoint{'s' * (n_checkpoints != 1)}?"
+    title, n_checkpoints = one_line(record.title, LONGEST_TITLE), len(record.checkpoints())
+    question = f"Delete the run {title} with {n_checkpoints} checkpoint{'s' * (n_checkpoints != 1)}?"
     if not confirm(question, options.yes):
         print("nothing was deleted")
         return 1
-    print(f"deleted {record.run_id}, {size(delete(record.folder))} freed")
+    print(f"deleted {title}, {size(delete(record.folder))} freed")
     return 0

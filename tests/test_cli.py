@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,20 @@ def test_a_folder_with_a_config_of_ones_own_is_not_deleted_as_a_run(
         assert refused.returncode != 0
         assert refused.stderr.startswith("error: no run in ")
     assert (own / "config.yaml").exists()
+
+
+def test_what_is_said_of_a_copy_of_a_run_names_its_folder(
+    tiny: dict[str, object], corpus: Path, lab_command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    run = lab.run(tiny, corpus, run_name="first", max_steps=1, listeners=[])
+    shutil.copytree(run.folder, run.folder.with_name("copy"))
+    copy = "first (folder copy)"
+    assert lab_command("--resume", "copy", "--max-steps", "1").stdout.startswith(
+        f"the run {copy} is done: it is at step 1"
+    )
+    assert f"Delete the run {copy} with 1 checkpoint?" in lab_command("delete-run", "copy").stderr
+    assert lab_command("delete-run", "copy", "--yes").stdout.startswith(f"deleted {copy}, ")
+    assert [path.name for path in run.folder.parent.iterdir()] == ["first"]
 
 
 def test_a_run_that_early_stopping_ended_says_how_to_go_on(
