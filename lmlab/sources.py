@@ -216,6 +216,8 @@ def origin_of(source: str, revision: str | None) -> Origin:
             return FromGguf(path)
         if revision is None and os.path.isdir(path):
             return FromFolder(path)
+        if revision is None and os.path.isfile(path):
+            raise HubError(f"{one_line(source)} is a file; give the folder that holds the whole model, or a .gguf file")
     if source.startswith(BUILTIN):
         if source != BUILTIN + TINY_QWEN or revision is not None:
             raise HubError(

@@ -407,6 +407,20 @@ def test_a_folder_and_a_file_have_no_revisions(
     assert server.requests == []
 
 
+def test_a_file_of_a_model_is_no_source(
+    server: HubServer, tiny_qwen: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path may look like the id of a repository, which the hub would be asked for."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_qwen, "tiny")
+    for source in ("tiny/model.safetensors", "./tiny/config.json"):
+        assert (
+            refused(source, models)
+            == f"{source} is a file; give the folder that holds the whole model, or a .gguf file"
+        )
+    assert server.requests == []
+
+
 def test_nothing_happens_without_a_yes(server: HubServer, models: Path) -> None:
     assert hub.import_model(QWEN, models_dir=models, confirm=lambda plan: False) is None
     assert set(os.listdir(models)) == set()
