@@ -36,16 +36,17 @@ LOCK_SECONDS = 2.0  # a reader that asks whether the run is alive may hold the l
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses in a run folder into a RunError."""
+def disk_errors(folder: Path, *, new: bool = True) -> Iterator[None]:
+    """Turn what the disk refuses in a run folder into a RunError. new: whether the run could as well begin elsewhere."""
     try:
         yield
     except OSError as error:
-        advice = "check the folder and its permissions, or choose another --runs-dir"
+        elsewhere = "choose another --runs-dir" if new else "copy it elsewhere and resume the copy"
+        advice = f"check the folder and its permissions, or {elsewhere}"
         if is_disk_full(error):
             advice = "free some space"
         if error.errno in NO_LOCKS:
-            advice = "choose a --runs-dir on another one"
+            advice = "choose a --runs-dir on another one" if new else "copy it to another one and resume the copy"
         raise RunError(f"cannot write to the run folder {folder}: {describe_os_error(error)}; {advice}") from error
 
 
@@ -64,7 +65,7 @@ def run_folder(folder: Path, *, new: bool, world: World) -> Iterator[None]:
 def held(folder: Path, new: bool) -> Iterator[None]:
     """The run folder, made or found, locked and swept. Raises RunError."""
     with contextlib.ExitStack() as stack:
-        with disk_errors(folder):
+        with disk_errors(folder, new=new):
             try:
                 make_folder(folder)
                 sweep(folder.parent)

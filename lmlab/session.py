@@ -100,7 +100,7 @@ def step_back(folder: Path, trainer: Trainer, known_steps: Sequence[int] | None 
         known, there = set(known_steps), set(checkpoint.steps(folder / "checkpoints"))
         if max(there - known, default=-1) > trainer.step or (trainer.step in known and trainer.step not in there):
             raise RunError(f"another process went on with the run {folder} meanwhile; resume it again")
-    with disk_errors(folder):
+    with disk_errors(folder, new=False):
         moved = set_aside_after(folder, trainer.step)
         best_loss = point_at_best(folder)
         checkpoint.prune(folder / "checkpoints", trainer.config.keep_checkpoints)

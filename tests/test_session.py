@@ -432,6 +432,26 @@ def test_a_file_where_the_runs_folder_should_be_is_one_line(corpus: Path) -> Non
         train(corpus)
 
 
+def test_a_folder_that_may_not_be_written_any_more_is_gone_on_with_in_a_copy(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another --runs-dir would help a new run alone: one that is resumed stays in its folder."""
+    run, write = train(corpus), files.write_atomic
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.parent == run.folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        write(path, data)
+
+    monkeypatch.setattr("lmlab.run_folder.write_atomic", refuse)
+    with pytest.raises(
+        RunError, match=r"denied; check the folder and its permissions, or copy it elsewhere and resume the"
+    ):
+        lab.resume(run.folder, max_steps=9, listeners=[])
+    shutil.copytree(run.folder, "copied")
+    assert lab.resume("copied", max_steps=9, listeners=[]).step == 9
+
+
 def test_a_run_that_diverges_says_so_and_keeps_its_last_good_checkpoint(corpus: Path) -> None:
     with pytest.raises(DivergedError, match="the update was not made") as raised:
         train(corpus, learning_rate=100.0, optimizer="muon", max_steps=500, checkpoint_cadence=1, weight_decay=50.0)
