@@ -197,7 +197,8 @@ class Registry:
                 with self._attempted(name, reason, problems):
                     done = "removed" if all_gone or not fix else self._set_aside(name, value)
                     problems.append(Problem(name, reason, done if fix else ""))
-                    del models[name]
+                    if fix or flaw is not None:
+                        del models[name]
             used = {value["local_path"] for value in models.values()}
             for path, reason in self._orphans(used):
                 with self._attempted(path.name, reason, problems):
