@@ -580,6 +580,19 @@ def test_the_inside_of_a_model_can_be_looked_at(folders: dict[str, Path]) -> Non
             assert torch.equal(adapter.logits(ids_BT), logits_BTV)
 
 
+def test_attention_that_is_shown_never_looks_ahead(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Also of a family that takes no other attention once it is made."""
+    ids_BT, _ = batch()
+    for folder in (tiny_models.make(tmp_path / "model", "falcon"), *(folders[family] for family in CORE)):
+        adapter = load(folder)
+        chosen = adapter.model.config._attn_implementation
+        with torch.no_grad():
+            for probabilities_BHTT in adapter.attentions(ids_BT):
+                assert not probabilities_BHTT.triu(1).any()
+                torch.testing.assert_close(probabilities_BHTT.sum(-1), torch.ones(2, 4, 24))
+        assert adapter.model.config._attn_implementation == chosen != "eager"
+
+
 def test_blocks_that_put_out_a_list_are_looked_into(tmp_path: Path) -> None:
     adapter = load(tiny_models.make(tmp_path / "model", "openai-gpt"))
     ids_BT, _ = batch()

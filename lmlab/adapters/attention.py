@@ -5,11 +5,13 @@ B batch, T time, H heads, G heads of keys and values, K head width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,6 +43,24 @@ def goes_by_name(model: nn.Module) -> bool:
     """Whether the code of a model asks if its attention is called "sdpa": some look at fewer tokens only then."""
     files = {type(module).__module__ for module in model.modules()}
     return any(ASKS_FOR_SDPA.search(inspect.getsource(sys.modules[name])) for name in files if ".models." in name)
+
+
+@contextlib.contextmanager
+def holding_probabilities(model: PreTrainedModel) -> Iterator[None]:
+    """Have a model write its attention out for the length of the block: the other ways never hold the probabilities.
+
+    Where masks and layers read it, as `set_attn_implementation` passes over some, such as Falcon: it would add a mask of
+    true and false to its scores, and look ahead.
+    """
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    chosen = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = chosen[key]
 
 
 class Turned(torch.autograd.Function):

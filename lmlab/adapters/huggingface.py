@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from lmlab.adapters.attention import turn_in_one, use_blockwise_attention
+from lmlab.adapters.attention import holding_probabilities, turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.caches import Replay, Reread, goes_on
 from lmlab.adapters.decoding import Decoding, all_linear, can_decode
@@ -251,17 +251,14 @@ class CausalLMAdapter(BaseAdapter):
 
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer that has them, each BHTT. Raises ConfigError where none has."""
-        chosen, segments_BT = self.model.config._attn_implementation, self.segments(ids_BT)
-        self.model.set_attn_implementation("eager")  # the others never hold the probabilities
-        try:
+        segments_BT = self.segments(ids_BT)
+        with holding_probabilities(self.model):
             if segments_BT is None:
                 return self._seen(ids_BT)
             if self._packs():
                 return self._seen(ids_BT, position_ids=restarted_positions(segments_BT))
             rows = [apart(self._seen, *row) for row in zip(ids_BT, segments_BT, strict=True)]
             return [torch.cat(layer) for layer in zip(*rows, strict=True)]
-        finally:
-            self.model.set_attn_implementation(chosen)
 
     def _seen(self, ids_BT: Tensor, **positions: Tensor) -> list[Tensor]:
         output = self.model(input_ids=ids_BT, use_cache=False, output_attentions=True, **positions)
