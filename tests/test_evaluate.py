@@ -130,6 +130,9 @@ def test_bits_per_byte_count_a_border_between_documents_as_an_empty_line(
             n_bytes = count_bytes(DataLoader(WindowDataset(tokens, 8), 4), each, None)
             more = n_bytes - len(text.encode()) + len(each.decode(tokens[:1]).encode())  # the first token is no target
             assert more == 0 or (at_once == 64 and each is tokenizer and 0 < more < 100)  # characters that are parted
+    llama = HFTokenizer(tiny_models.write_llama_tokenizer(tmp_path / "llama"))  # puts a blank before each text
+    tokens = llama.encode_documents(["the", "boat the", "the"])
+    assert count_bytes(DataLoader(WindowDataset(tokens, 8), 4), llama, None) == len("\n\nboat the\n\nthe")
     tokenizer.begin_of_text_id = int(tokenizer.encode("a")[0])  # as Llama's, whose documents each begin with one
     tokens = tokenizer.encode_documents(["b", "b", "b"])
     assert len(tokens) == 3 + 2 * 2
