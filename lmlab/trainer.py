@@ -58,7 +58,8 @@ class Trainer:
 
     step: completed updates. position: windows of the training split seen. folder: where a run's checkpoints go, as
     `checkpoints/step-NNNNNNNN`; None saves only where `save_checkpoint` is told to. facts: what is known of the run
-    (run id, data, lineage…), kept in every checkpoint. listeners: called with each event, in order.
+    (run id, data, lineage…), kept in every checkpoint. listeners: called with each event, in order. tokenizer: that of the
+    batches, which the model is told of: the documents of a window are parted by its end of text, and samples end at it.
 
     Under torchrun every process has a Trainer of its own, is given the same batches, and takes its share of each.
     """
@@ -79,6 +80,8 @@ class Trainer:
     ) -> None:
         self.model: BaseAdapter = CustomTransformerAdapter(model) if isinstance(model, Transformer) else model
         self.optimizer, self.config, self.tokenizer = optimizer, config, tokenizer
+        if tokenizer is not None:
+            self.model.use_tokenizer(tokenizer)
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
         self.folder = absolute(folder) if folder is not None else None  # the current folder may change
         self.facts, self.listeners = facts or {}, list(listeners)
@@ -525,8 +528,6 @@ class Trainer:
                 devices.set_threads(int(state["threads"]))
             adapter = load_adapter(saved.folder)
             tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
-            if tokenizer is not None:
-                adapter.use_tokenizer(tokenizer)
             parallel.spread(adapter, config or own_config, devices.pick_device())
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))

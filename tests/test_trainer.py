@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from diverging import Diverging
 from torch import Tensor
@@ -19,7 +20,7 @@ from lmlab.config import TrainingConfig
 from lmlab.data import Batch, DataLoader, WindowDataset
 from lmlab.errors import CheckpointError, ConfigError, DivergedError, UsageError
 from lmlab.optim import create_optimizer, learning_rate_at
-from lmlab.tokenizers import CharTokenizer
+from lmlab.tokenizers import CharTokenizer, HFTokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
 
@@ -360,6 +361,27 @@ def test_a_plain_transformer_is_taken_as_it_is() -> None:
     trainer.train_dataloader = loader()
     assert trainer.fit() == "completed"
     assert len(told.of("step")) == 6
+
+
+def test_a_trainer_put_together_by_hand_keeps_the_documents_of_a_window_apart(tmp_path: Path) -> None:
+    end = tiny_models.write_tokenizer(tmp_path)
+    tokenizer, settings = HFTokenizer(tmp_path), config(dropout=0.0)
+    ids = tokenizer.encode_documents(["the capital of France", "a small boat", "the quiet sea", "is Paris"] * 20)
+    trained: list[tuple[list[float], str | None]] = []
+    for told_before in (True, False):
+        inner = Transformer(
+            tokenizer.vocab_size, n_layers=1, d_model=16, n_heads=2, d_ff=32, dropout=0.0, max_seq_len=WIDTH, seed=2
+        )
+        adapter = CustomTransformerAdapter(inner)
+        if told_before:
+            adapter.use_tokenizer(tokenizer)
+        trainer = Trainer(adapter, create_optimizer(inner, settings), settings, tokenizer=tokenizer, seed=5)
+        saved = trainer.save_checkpoint(tmp_path / f"saved-{told_before}")
+        for each in (trainer, Trainer.from_checkpoint(saved)):
+            batches = iter(DataLoader(WindowDataset(ids, WIDTH), 4, seed=3))
+            trained.append(([each.training_step(next(batches)) for _ in range(3)], each.sample()))
+    assert trainer.model.end_of_text_id == end
+    assert trained == [trained[0]] * 4
 
 
 # --- samples --------------------------------------------------------------------------------------------------------

@@ -159,7 +159,8 @@ class BaseAdapter(nn.Module, ABC):
         self.end_of_text_id, self.n_tokens = tokenizer.end_of_text_id, tokenizer.vocab_size
         ends = {*self.ends_named(), tokenizer.end_of_sequence_id} - {tokenizer.end_of_text_id}
         self.turn_ends = frozenset(end for end in ends if end is not None and tokenizer.is_special(end))
-        if tokenizer.vocab_size > self.vocab_size:
+        watched = refuse_beyond in self.embedding._forward_pre_hooks.values()
+        if tokenizer.vocab_size > self.vocab_size and not watched:
             self.embedding.register_forward_pre_hook(refuse_beyond)
 
     def ends_named(self) -> Iterable[int]:
