@@ -428,6 +428,7 @@ class Trainer:
             "begin_of_text_id": tokenizer.begin_of_text_id if tokenizer is not None else None,
             "end_of_text_id": tokenizer.end_of_text_id if tokenizer is not None else None,
             "decay_steps": self.decay_steps,
+            "frozen": [name for name, p in self.model.model.named_parameters() if not p.requires_grad],
             **self.progress.to_state(),
         }
         assert own.keys() == OWN_STATE, "a new key is to be listed there, too"
@@ -531,6 +532,9 @@ class Trainer:
             parallel.spread(adapter, config or own_config, devices.pick_device())
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
+            parameters = dict(adapter.model.named_parameters())
+            for name in state.get("frozen", ()):  # after the optimizer, which may have state of what froze later
+                parameters[name].requires_grad_(False)
             arguments.setdefault("facts", facts_of(state))
             trainer = cls(
                 adapter,
@@ -567,7 +571,7 @@ class Trainer:
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
-    "end_of_text_id", "decay_steps", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
+    "end_of_text_id", "decay_steps", "frozen", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
 
 

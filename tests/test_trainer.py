@@ -643,6 +643,28 @@ def test_a_trainer_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
     assert {event["run_id"] for event in told} == {"r-1"}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_was_frozen_stays_so_when_a_trainer_comes_back(tmp_path: Path, optimizer: str) -> None:
+    adapter = model()
+    adapter.model.embedding.weight.requires_grad_(False)  # before the optimizer is made
+    trainer, _ = make(adapter, config=config(optimizer=optimizer))
+    batches = iter(loader())
+    trainer.training_step(next(batches))
+    for parameter in adapter.blocks()[0].parameters():  # and once it has state of them
+        parameter.requires_grad_(False)
+    trainer.training_step(next(batches))
+    before = {name: tensor.clone() for name, tensor in trainer.model.tensors().items()}
+    back = Trainer.from_checkpoint(trainer.save_checkpoint(tmp_path / "saved"), validation())
+    assert back.state() == trainer.state()
+    for each in (trainer, back):
+        for batch, _ in zip(loader(4, 8), range(2), strict=False):
+            each.training_step(batch)
+    assert same(weights(back), weights(trainer))
+    moved = {name for name, tensor in back.model.tensors().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert not any(name.startswith(("embedding", "blocks.0")) for name in moved)
+
+
 def test_a_checkpoint_elsewhere_is_not_one_of_the_run(tmp_path: Path) -> None:
     trainer, told = make(config=config(keep_checkpoints=1), folder=tmp_path / "run")
     other = CharTokenizer.from_text("xyz")
