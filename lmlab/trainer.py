@@ -512,23 +512,26 @@ class Trainer:
         val_dataloader: DataLoader | None = None,
         *,
         config: TrainingConfig | None = None,
+        tokenizer: Tokenizer | None = None,
         **arguments: Any,
     ) -> Self:
         """The Trainer that `save_checkpoint` saved, bit for bit, in the step after which it was.
 
         path: the folder, or what `checkpoint.load` made of it. config: replaces the saved one, for what the user changes
-        on resume. Further arguments as for the constructor. Sets the number of threads to that of the run, on which the
-        order of sums depends, if as many processes train as did. Raises CheckpointError,
+        on resume. tokenizer: takes the place of the saved one, where that is of a kind that `Tokenizer.load` does not
+        know. Further arguments as for the constructor, but for what the checkpoint gives. Sets the number of threads to
+        that of the run, on which the order of sums depends, if as many processes train as did. Raises CheckpointError,
         and OutOfMemory.
         """
         saved = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.load(path)
         state = saved.state
-        try:
+        with taken_from(saved):
             own_config = TrainingConfig.from_dict(state["config"], source=str(saved.folder / "state.json"))
             if ranks.join().size == state.get("world_size", 1):
                 devices.set_threads(int(state["threads"]))
             adapter = load_adapter(saved.folder)
-            tokenizer = saved.tokenizer() if state["tokenizer"] is not None else None
+            if tokenizer is None and state["tokenizer"] is not None:
+                tokenizer = saved.tokenizer()
             parallel.spread(adapter, config or own_config, devices.pick_device())
             optimizer = create_optimizer(adapter.model, config or own_config)
             load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
@@ -536,18 +539,10 @@ class Trainer:
             for name in state.get("frozen", ()):  # after the optimizer, which may have state of what froze later
                 parameters[name].requires_grad_(False)
             arguments.setdefault("facts", facts_of(state))
-            trainer = cls(
-                adapter,
-                optimizer,
-                config or own_config,
-                val_dataloader,
-                tokenizer,
-                seed=int(state["seed"]),
-                **arguments,
-            )
+            seed = int(state["seed"])
+        trainer = cls(adapter, optimizer, config or own_config, val_dataloader, tokenizer, seed=seed, **arguments)
+        with taken_from(saved):
             trainer.restore(state, saved.tensors("rng"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{saved.folder} is no checkpoint of this version of lmlab: {error!r}") from error
         return trainer
 
     def restore(self, state: dict[str, Any], rng: Mapping[str, Tensor]) -> None:
@@ -573,6 +568,15 @@ OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
     "end_of_text_id", "decay_steps", "frozen", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def taken_from(saved: checkpoint.Checkpoint) -> Iterator[None]:
+    """Turn what the block raises where the state of a checkpoint is not what it has to be into CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{saved.folder} is no checkpoint of this version of lmlab: {error!r}") from error
 
 
 def facts_of(state: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from lmlab import checkpoint
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
 from lmlab.data import Batch, DataLoader, WindowDataset
-from lmlab.errors import CheckpointError, ConfigError, DivergedError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DivergedError, TokenizerError, UsageError
 from lmlab.optim import create_optimizer, learning_rate_at
-from lmlab.tokenizers import CharTokenizer, HFTokenizer
+from lmlab.tokenizers import CharTokenizer, HFTokenizer, Ids, Tokenizer
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
 
@@ -701,6 +701,42 @@ def test_a_state_that_lacks_something_is_named(tmp_path: Path, lacks: str) -> No
     )
     with pytest.raises(CheckpointError, match=f"is no checkpoint of this version of lmlab.*{lacks}"):
         Trainer.from_checkpoint(tmp_path / "c", validation())
+
+
+class Words(Tokenizer):
+    """A tokenizer of one's own: a word is a token."""
+
+    def __init__(self) -> None:
+        self.words = sorted(set(TEXT.split()))
+        self.vocab_size, self.identifier = len(self.words), f"words-{len(self.words)}"
+
+    def encode(self, text: str) -> Ids:
+        return np.array([self.words.index(word) for word in text.split()], dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+    def save(self, folder: Path) -> None:
+        (folder / "words.txt").write_text("\n".join(self.words))
+
+
+def test_a_trainer_with_a_tokenizer_of_ones_own_comes_back_with_it(tmp_path: Path) -> None:
+    own = Words()
+    trainer, _ = make(tokenizer=own)
+    saved = trainer.save_checkpoint(tmp_path / "saved")
+    with pytest.raises(TokenizerError, match="no tokenizer can be loaded"):
+        Trainer.from_checkpoint(saved)
+    back = Trainer.from_checkpoint(saved, tokenizer=own)
+    assert back.tokenizer is own
+    assert back.sample() == trainer.sample()
+    assert back.state() == trainer.state()
+
+
+@pytest.mark.parametrize("argument", [{"listener": [print]}, {"seed": 1}])
+def test_a_wrong_argument_is_not_blamed_on_the_checkpoint(tmp_path: Path, argument: dict[str, Any]) -> None:
+    saved = make()[0].save_checkpoint(tmp_path / "saved")
+    with pytest.raises(TypeError, match=next(iter(argument))):
+        Trainer.from_checkpoint(saved, **argument)
 
 
 def test_a_batch_names_its_windows() -> None:
