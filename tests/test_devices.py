@@ -130,6 +130,27 @@ def test_peak_is_measured_once_and_moves_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_peak_on_a_processor_is_of_products_as_a_step_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only products move: some processors take ten times as long in bf16 where no matrix is transposed."""
+    clock, asked = [0.0], []
+    product = torch.Tensor.__matmul__
+
+    def slow(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        asked.append(len(left))
+        transposed = not (left.is_contiguous() and right.is_contiguous())
+        clock[0] += 2 * len(left) ** 3 / (1e10 if transposed else 1e9)
+        return product(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", slow)
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
+    devices.peak_flops.cache_clear()
+    try:
+        assert devices.peak_flops(CPU, "bf16", 1) == pytest.approx(1e10)
+    finally:
+        devices.peak_flops.cache_clear()
+    assert set(asked) == {256}, "larger ones take a slow processor seconds"
+
+
 def test_what_is_computed_again_on_mps_draws_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """No such device is here: the processor's random numbers stand in for its own, which torch leaves alone."""
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.get_rng_state())
