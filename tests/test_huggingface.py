@@ -179,6 +179,16 @@ def test_under_autocast_the_head_is_found_out_in_fp32(folders: dict[str, Path]) 
     assert granite.shaping.scale == pytest.approx(1 / 3, rel=1e-6)
 
 
+def test_weights_in_bf16_have_the_loss_of_their_logits(folders: dict[str, Path]) -> None:
+    """Also where the hidden states are fp32 all the same, as Mamba's are."""
+    inputs_BT, targets_BT = batch()
+    for family in (*CORE, *OTHERS):
+        adapter = load(folders[family], torch.bfloat16).eval()
+        logits_NV = adapter.model(input_ids=inputs_BT, use_cache=False).logits.flatten(0, 1).float()
+        expected = torch.nn.functional.cross_entropy(logits_NV, targets_BT.flatten())
+        torch.testing.assert_close(adapter.loss(inputs_BT, targets_BT), expected, rtol=1e-2, atol=0, msg=family)
+
+
 LEAKING = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},

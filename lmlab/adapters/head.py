@@ -170,7 +170,8 @@ def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, shaping: Shaping
 ) -> Tensor:
     """Summed loss in nats of one chunk; its logits live no longer than this call."""
-    logits_NV = shaping(F.linear(hidden_ND, weight_VD, bias_V).float())
+    inputs_ND = hidden_ND.to(product_type(weight_VD))  # some models keep fp32 beside weights that are not
+    logits_NV = shaping(F.linear(inputs_ND, weight_VD, bias_V).float())
     return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
 
 
