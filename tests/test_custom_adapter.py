@@ -216,6 +216,25 @@ def test_weights_load_in_the_precision_that_is_asked_for(tmp_path: Path) -> None
     assert loaded.logits(batch()[0]).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_in_another_precision_come_back_in_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    kept = adapter().to(dtype)
+    kept.save(tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded.eval().logits(batch()[0]), kept.eval().logits(batch()[0]))
+
+
+def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path) -> None:
+    adapter().save(tmp_path)
+    save_file(
+        {name: tensor.int() for name, tensor in load_file(tmp_path / "model.safetensors").items()},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit its config\.json"):
+        load_adapter(tmp_path)
+
+
 CONFIG_CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"n_layers": 3}, r"model.safetensors does not fit its config.json: tensor blocks.2.* is missing"),
     ({"n_layers": 1}, r"tensor blocks.1.* is not known to this model"),

@@ -703,6 +703,18 @@ def test_a_state_that_lacks_something_is_named(tmp_path: Path, lacks: str) -> No
         Trainer.from_checkpoint(tmp_path / "c", validation())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_trainer_whose_weights_have_another_precision_comes_back_with_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    trainer, _ = make(model(dropout=0.3).to(dtype))
+    trainer.training_step(next(iter(loader())))
+    back = Trainer.from_checkpoint(trainer.save_checkpoint(tmp_path / "saved"), validation())
+    for each in (trainer, back):
+        for batch, _ in zip(loader(4, 4), range(2), strict=False):
+            each.training_step(batch)
+    assert same(weights(back), weights(trainer))
+    assert {tensor.dtype for tensor in weights(back)} == {dtype}
+
+
 class Words(Tokenizer):
     """A tokenizer of one's own: a word is a token."""
 

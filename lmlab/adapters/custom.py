@@ -105,7 +105,10 @@ class CustomTransformerAdapter(BaseAdapter):
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
-        """The adapter that `save` wrote. Raises CheckpointError naming the file that is missing or wrong."""
+        """The adapter that `save` wrote, in the folder's own precision where `dtype` is None.
+
+        Raises CheckpointError naming the file that is missing or wrong.
+        """
         arguments = load_architecture(folder / "config.json")
         try:
             with torch.device("meta"):  # no memory and no random numbers are spent on weights that come from the file
@@ -118,13 +121,14 @@ class CustomTransformerAdapter(BaseAdapter):
             tensors = load_file(weights)
             adapter.load_tensors(tensors)  # nothing is copied to meta: only names and shapes are compared
             model.materialise()
+            adapter.to(dtype or tensors["embedding.weight"].dtype)
             adapter.load_tensors(tensors)
         except OSError as error:
             reason = describe_os_error(error).removesuffix(f": {weights}")  # the library names it, too
             raise CheckpointError(f"cannot read {weights}: {reason}") from error
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, TypeError, ValueError) as error:  # a type of no weights
             raise CheckpointError(f"{weights} does not fit its config.json: {error}") from error
-        return adapter if dtype is None else adapter.to(dtype)
+        return adapter
 
     def enable_activation_checkpointing(self) -> None:
         """Compute each block's activations again in the backward pass instead of keeping them."""
