@@ -73,7 +73,7 @@ class Trainer:
         tokenizer: Tokenizer | None = None,
         *,
         train_dataloader: Iterable[Batch] | None = None,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         seed: int = 0,
         facts: dict[str, Any] | None = None,
         listeners: Sequence[Listener] = (),
@@ -83,7 +83,7 @@ class Trainer:
         if tokenizer is not None:
             self.model.use_tokenizer(tokenizer)
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
-        self.folder = absolute(folder) if folder is not None else None  # the current folder may change
+        self.folder = absolute(Path(folder)) if folder is not None else None  # the current folder may change
         self.facts, self.listeners = facts or {}, list(listeners)
         self.device = next(self.model.parameters()).device
         devices.align(self.model.parameters())

@@ -270,10 +270,11 @@ def test_what_the_last_steps_cadences_did_is_not_done_again(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("folder", ["mine", Path("mine")])
 def test_a_trainer_saves_in_its_folder_wherever_the_current_one_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | Path
 ) -> None:
-    trainer, _ = make(config=config(max_steps=1), folder=Path("mine"))
+    trainer, _ = make(config=config(max_steps=1), folder=folder)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     trainer.fit(loader())
