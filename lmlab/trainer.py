@@ -338,11 +338,13 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """The loss over the validation split (or its first `eval_batches`), logged.
 
-        Raises UsageError without one, DivergedError where the loss is not a number.
+        Raises UsageError without one, or where it has no end, DivergedError where the loss is not a number.
         """
         if self.val_dataloader is None:
             raise UsageError("there is no validation split to evaluate on; give the Trainer a val_dataloader")
         limit = self.config.eval_batches
+        if limit is None and isinstance(self.val_dataloader, DataLoader) and self.val_dataloader.sampler is not None:
+            raise UsageError("the val_dataloader has a seed, and so no end; make it without one, or set eval_batches")
         if self._n_val_bytes is None:
             self._n_val_bytes = count_bytes(self.val_dataloader, self.tokenizer, limit)
         with self._when_compiled():

@@ -354,6 +354,12 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert trainer.sample() is None
 
 
+def test_an_evaluation_that_would_not_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="the val_dataloader has a seed, and so no end"):
+        make(val_dataloader=loader())[0].evaluate()
+    assert make(val_dataloader=loader(), config=config(eval_batches=2))[0].evaluate().n_tokens == 2 * 4 * WIDTH
+
+
 def test_a_plain_transformer_is_taken_as_it_is() -> None:
     inner, settings, told = model().model, config(), Told()
     trainer = Trainer(inner, create_optimizer(inner, settings), settings, tokenizer=TOKENIZER, listeners=[told])
