@@ -26,16 +26,13 @@ def name_of_split(reader: Any) -> tuple[bool, str | None]:
 def split_of(name: str | None) -> Any:
     """The pre-tokenizer of a name, None where it is not known."""
     from tokenizers import Regex, pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     like_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name in LIKE_GPT2:
         return like_gpt2
     if name in DIGITS_APART:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), like_gpt2])
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    except ImportError:  # an older transformers has none
-        return None
     if name not in GGUF_PRE_TOKENIZER_SPLITS:
         return None
     split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
