@@ -27,6 +27,18 @@ IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]+)?")
 DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+(e[-+]?[0-9]+)?")
 BOUNDS = {"greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most"}
 
+# What nanoGPT, transformers and their readers call settings that have another name here.
+ELSEWHERE = {
+    "amp": "precision", "bf16": "precision", "block_size": "max_seq_len", "context_length": "max_seq_len",
+    "dtype": "precision", "embed_dim": "d_model", "epochs": "max_steps", "eval_every": "eval_cadence",
+    "eval_interval": "eval_cadence", "eval_steps": "eval_cadence", "ffn_dim": "d_ff", "fp16": "precision",
+    "grad_accum": "gradient_accumulation_steps", "hidden_size": "d_model", "intermediate_size": "d_ff",
+    "lr": "learning_rate", "max_grad_norm": "grad_clip", "max_position_embeddings": "max_seq_len", "model": "model_name",
+    "n_ctx": "max_seq_len", "n_embd": "d_model", "n_inner": "d_ff", "n_positions": "max_seq_len",
+    "num_train_epochs": "max_steps", "save_every": "checkpoint_cadence", "save_steps": "checkpoint_cadence",
+    "wd": "weight_decay",
+}  # fmt: skip
+
 
 def escaped(text: str) -> str:
     """`text` on one line: control characters, line ends and lone surrogates are written as escapes."""
@@ -51,9 +63,10 @@ def shown(value: Any) -> str:
 
 
 def unknown_key(key: str, names: Collection[str]) -> str:
-    """A key that is not there, and the nearest of `names` that is."""
-    nearest = difflib.get_close_matches(key[:LONGEST], names, n=1, cutoff=0.0)
-    return f"unknown key {shown(key)}; the nearest real one is {nearest[0]}"
+    """A key that is not there, and the one of `names` that was probably meant: by what others call it, or the nearest."""
+    meant = ELSEWHERE.get(key.lower())
+    nearest = meant if meant in names else difflib.get_close_matches(key[:LONGEST], names, n=1, cutoff=0.0)[0]
+    return f"unknown key {shown(key)}; the nearest real one is {nearest}"
 
 
 def in_one_line(problems: list[str]) -> str:

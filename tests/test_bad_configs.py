@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lmlab.config import TrainingConfig, parse_override
 from lmlab.errors import ConfigError
+from lmlab.problems import ELSEWHERE
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{n}: &{n} [*{m},*{m},*{m},*{m}]\n" for m, n in zip("abcde", "bcdef", strict=True)
@@ -58,7 +59,9 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "endless number": ("max_steps: " + "9" * 5000, "line 1: a number of 5000 digits"),
     # keys
     "misspelt key": ("d_ff: 8\nn_layer: 4\n", "line 2: unknown key 'n_layer'; the nearest real one is n_layers"),
-    "key of another house": ("lr: 3e-4\n", "line 1: unknown key 'lr'"),
+    "key of another house": ("LR: 3e-4\n", "line 1: unknown key 'LR'; the nearest real one is learning_rate"),
+    "key of transformers": ("hidden_size: 128\n", "line 1: unknown key 'hidden_size'; the nearest real one is d_model"),
+    "key of nanoGPT": ("block_size: 128\n", "line 1: unknown key 'block_size'; the nearest real one is max_seq_len"),
     "key with capitals": ("Learning_Rate: 1e-4\n", "the nearest real one is learning_rate"),
     "model_id as key": ("model_id: Qwen/Qwen2.5-0.5B\n", "line 1: unknown key 'model_id'"),
     "ugly key": ('"a\\nb\\e[31m": 4\n', r"unknown key 'a\nb\x1b[31m'"),
@@ -214,3 +217,9 @@ def test_whatever_a_file_holds_it_is_a_config_or_one_line(tmp_path_factory: pyte
         message = str(error)
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
+
+
+def test_what_settings_are_called_elsewhere_leads_to_one_that_is_there() -> None:
+    known = TrainingConfig.model_fields
+    assert set(ELSEWHERE.values()) <= known.keys()
+    assert not ELSEWHERE.keys() & known.keys()
