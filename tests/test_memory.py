@@ -225,11 +225,7 @@ def test_gradients_are_there_beside_activations_when_they_accumulate():
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        ("precision=fp32",),
-        ("precision=bf16", "activation_checkpointing=true", "batch_size=4"),
-        ("max_seq_len=640", "batch_size=4"),
-    ],
+    [("precision=fp32",), ("precision=bf16", "activation_checkpointing=true"), ("max_seq_len=640", "batch_size=4")],
     ids=" ".join,
 )
 def test_memory_of_the_default_config_in_other_ways(settings: tuple[str, ...], corpus: Path):
