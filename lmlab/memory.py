@@ -28,10 +28,10 @@ LOGITS_AT_ONCE = 1 << 24  # from here on the loss is computed in chunks, `adapte
 # What the process gains besides tensors when it first trains: kernels made for this processor, and what torch loads for
 # it, to which activation checkpointing adds torch's compiler. Measured with a model of a few hundred weights.
 LIBRARIES, COMPILER = 40_000_000, 70_000_000
-# Between tensors of different lives a heap has holes that no other tensor fits into. With glibc's they come to 0.3 to 0.8
+# Between tensors of different lives a heap has holes that no other tensor fits into. With glibc's they come to 0.1 to 0.8
 # of the activations, over the shipped configs in both precisions; they vanish where every tensor is mapped by itself
 # (MALLOC_MMAP_THRESHOLD_=262144). Compare Knuth's fifty-percent rule (The Art of Computer Programming, section 2.5).
-HOLES = 0.5
+HOLES = 0.4
 
 # The share of the measured peak that steps reach: what is not a matrix product takes its time as well, and relatively
 # more where the products are fast. The small, default and large config reach 0.2, 0.42 and 0.56 in bf16, 0.47, 0.74
