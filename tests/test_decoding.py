@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from lmlab.adapters.caches import Replay
+from lmlab.adapters.caches import Replay, going_on
 from lmlab.adapters.decoding import ROOM, Decoding, can_decode
 from lmlab.generate import SamplingSettings, generate
 from lmlab.loading import load_adapter
@@ -36,7 +36,7 @@ def test_the_logits_are_those_of_transformers(tmp_path: Path, family: str) -> No
     theirs = DynamicCache(config=adapter.model.config)
     for part_BT in ids_BT.split([9, 1, 1, 8, 1], dim=1):
         with torch.no_grad():
-            expected = adapter.model(input_ids=part_BT, past_key_values=theirs, use_cache=True).logits
+            expected = adapter.model(input_ids=part_BT, **going_on(adapter.model, theirs)).logits
         torch.testing.assert_close(adapter.logits(part_BT, cache), expected, rtol=1e-4, atol=1e-5)
     assert cache.position == 20
 

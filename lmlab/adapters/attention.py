@@ -103,15 +103,18 @@ def attention_layer(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
+    cache: Any = None,
     past_key_values: Any = None,
     **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The forward of a layer in TURNING by way of `Turned` and `attention` where gradients are wanted, else `plain`."""
-    ours = layer.config._attn_implementation == NAME and torch.is_grad_enabled() and past_key_values is None
+    """The forward of a layer in TURNING by way of `Turned` and `attention` where gradients are wanted, else `plain`.
+
+    Until transformers 5.23, the cache is called past_key_values.
+    """
+    cache = past_key_values if cache is None else cache
+    ours = layer.config._attn_implementation == NAME and torch.is_grad_enabled() and cache is None
     if not ours or position_embeddings is None or position_embeddings[0].size(-1) != layer.head_dim:
-        theirs: tuple[Tensor, Tensor | None] = plain(
-            hidden_states, position_embeddings, attention_mask, past_key_values, **rest
-        )
+        theirs: tuple[Tensor, Tensor | None] = plain(hidden_states, position_embeddings, attention_mask, cache, **rest)
         return theirs
     shape = (*hidden_states.shape[:-1], -1, layer.head_dim)
     q_BTHK, k_BTGK = layer.q_proj(hidden_states).view(shape), layer.k_proj(hidden_states).view(shape)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lmlab import devices
+from lmlab.adapters.caches import going_on
 from lmlab.adapters.fused import GATED
 from lmlab.transformer import matrix_of, turned
 
@@ -117,7 +118,7 @@ class Decoding:
         """logits_BTV of a prompt, by the model itself, whose keys and values are taken over."""
         cache, device = DynamicCache(config=self.model.config), prompt_BT.device.type
         on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        given = {"input_ids": prompt_BT, "past_key_values": cache, "use_cache": True, **arguments}
+        given = {"input_ids": prompt_BT, **going_on(self.model, cache), **arguments}
         with torch.autocast(
             device, dtype, on, cache_enabled=False
         ):  # else it keeps a copy of all weights until the end

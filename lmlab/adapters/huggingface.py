@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from lmlab.adapters.attention import holding_probabilities, turn_in_one, use_blockwise_attention
 from lmlab.adapters.base import BaseAdapter, capture
-from lmlab.adapters.caches import Replay, Reread, goes_on
+from lmlab.adapters.caches import Replay, Reread, goes_on, going_on
 from lmlab.adapters.decoding import Decoding, all_linear, can_decode
 from lmlab.adapters.documents import (
     apart,
@@ -123,7 +123,7 @@ class CausalLMAdapter(BaseAdapter):
         if isinstance(cache, Replay):
             return first(self.model(input_ids=cache.take(ids_BT), use_cache=False))[:, -ids_BT.size(1) :]
         with products_of(ids_BT[:, 0]) if ids_BT.size(1) == 1 and self._plain() else contextlib.nullcontext():
-            logits_BTV: Tensor = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).logits
+            logits_BTV: Tensor = self.model(input_ids=ids_BT, **going_on(self.model, cache)).logits
         return logits_BTV
 
     def next_logits(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
@@ -134,8 +134,7 @@ class CausalLMAdapter(BaseAdapter):
             return self.next_logits(cache.unread(ids_BT), cache.keys)
         is_prompt = isinstance(cache, DynamicCache) and ids_BT.size(1) > 1
         if is_prompt and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-            return first(self.model(input_ids=ids_BT, **arguments))[:, -1]
+            return first(self.model(input_ids=ids_BT, logits_to_keep=1, **going_on(self.model, cache)))[:, -1]
         return super().next_logits(ids_BT, cache)
 
     def new_cache(self, batch_size: int) -> Decoding | DynamicCache | Replay:
