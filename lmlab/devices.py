@@ -91,6 +91,20 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def slow_precision(precision: str, device: torch.device) -> str:
+    """A warning where a processor multiplies in bf16 well below its fp32 rate, as all do without instructions for it;
+    else empty."""
+    if precision != "bf16" or device.type != "cpu":
+        return ""
+    threads = torch.get_num_threads()
+    times = peak_flops(device, "fp32", threads) / peak_flops(device, "bf16", threads)
+    if times < WELL_ABOVE:
+        return ""
+    return (
+        f"products in bf16 take {times:.1f} times as long as in fp32 on this processor; precision: fp32 is faster here"
+    )
+
+
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The context in which a forward pass runs: bf16 matrix products over fp32 weights, or plain ones for `fp32`."""
     if precision == "bf16":

@@ -170,6 +170,7 @@ def check_config(
     adapter = outline(config, tokenizer, models_dir)
     refuse_untried(adapter, config)
     device = devices.pick_device()
+    precision = devices.resolve_precision(config.precision, device)
     found = estimate(adapter, config, device, len(train_ids), len(val_ids))
     together = None
     if world_size is not None:
@@ -177,6 +178,7 @@ def check_config(
         together = plan_together(adapter, make, config, world_size, strategy, device_name)
     warnings = [
         *ignored_settings(config),
+        devices.slow_precision(precision, device) if device_name is None else "",
         *data_warnings(config, tokenizer, len(train_ids), len(val_ids)),
         *([beyond(found.memory, devices.memory_of(device))] if together is None else together.warnings()),
         disk_warning(found) if device_name is None else "",
@@ -187,7 +189,7 @@ def check_config(
         model=adapter.describe(),
         data={"path": corpus.path, "n_train": len(train_ids), "n_val": len(val_ids)},
         device=device.type,
-        precision=devices.resolve_precision(config.precision, device),
+        precision=precision,
         estimate=found,
         warnings=tuple(warning for warning in warnings if warning),
         together=together,

@@ -68,7 +68,8 @@ def train(
         try:
             trainer.tell("run_start", **start_event(trainer, resumed_from))
             begun = resumed_from is not None or trainer.facts["kind"] == "branch"
-            for message in (*warnings, *ignored_settings(trainer.config, from_checkpoint=begun)):
+            slow = devices.slow_precision(trainer.precision, trainer.device)
+            for message in filter(None, (*warnings, *ignored_settings(trainer.config, from_checkpoint=begun), slow)):
                 trainer.tell("warning", message=message)
             if not has_checkpoint:
                 trainer.save_checkpoint()  # of a copy outside of its run, which has none yet to go on from

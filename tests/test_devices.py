@@ -11,9 +11,10 @@ import torch
 from tiny_config import TINY
 from torch.utils.checkpoint import checkpoint
 
-from lmlab import devices, lab, loading, parallel, ranks, trainer
+from lmlab import devices, lab, loading, parallel, planning, ranks, trainer
 from lmlab.adapters.base import BaseAdapter
 from lmlab.errors import OutOfMemory, RunError, UsageError
+from lmlab.events import Event
 from lmlab.sampling import write_samples
 
 CPU = torch.device("cpu")
@@ -89,6 +90,26 @@ def test_instructions_for_bf16_count_where_they_are_measured_to_be_fast(monkeypa
         rates = {"bf16": in_bf16, "fp32": 1e11}
         monkeypatch.setattr(devices, "peak_flops", lambda device, precision, threads, rates=rates: rates[precision])
         assert devices.resolve_precision("auto", CPU) == expected
+
+
+def test_bf16_that_is_the_slower_one_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tiny_yaml: Path, corpus: Path
+) -> None:
+    rates = {"bf16": 1e10, "fp32": 4e10}
+    monkeypatch.setattr(devices, "peak_flops", lambda device, precision, threads: rates[precision])
+    monkeypatch.setattr(devices, "pick_device", lambda: CPU)
+    message = "products in bf16 take 4.0 times as long as in fp32 on this processor; precision: fp32 is faster here"
+
+    def warned(**settings: object) -> list[str]:
+        return list(planning.check_config(tiny_yaml, data=corpus, **settings).warnings)
+
+    assert [m for m in warned(precision="bf16") if "bf16" in m] == [message]
+    assert message not in warned(precision="fp32") + warned(precision="bf16", world_size=2, device_name="H100")
+    told: list[Event] = []
+    lab.run(tiny_yaml, corpus, runs_dir=tiny_yaml.parent, listeners=[told.append], precision="bf16", max_steps=1)
+    assert message in [event["message"] for event in told if event["event"] == "warning"]
+    rates["fp32"] = 1.2e10
+    assert not any("bf16" in m for m in warned(precision="bf16"))
 
 
 def test_autocast_computes_in_the_precision_that_is_named() -> None:

@@ -17,7 +17,8 @@ from lmlab.adapters.documents import first
 from lmlab.modes import in_mode
 
 NAMES = ("cache", "past_key_values")  # of the argument: the second until transformers 5.23
-TRIAL = (3, 1, 3, 1)  # tokens that are read at a time, to find out whether a cache does: some lose a state in the second piece
+# Tokens that are read at a time, to find out whether a cache does: some lose a state in the second piece of several.
+TRIAL = (3, 1, 3, 1)
 
 
 @dataclass
