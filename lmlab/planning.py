@@ -167,6 +167,7 @@ def check_config(
     corpus = load_text(data)
     tokenizer = loading.load_tokenizer(config, corpus, models_dir)
     train_ids, val_ids = split_corpus(corpus.encode(tokenizer), config.train_ratio)
+    loaders(config, train_ids, val_ids, tokenizer.begin_of_text_id, seed=0)  # refuses a split that is too short
     adapter = outline(config, tokenizer, models_dir)
     refuse_untried(adapter, config)
     device = devices.pick_device()
@@ -179,7 +180,7 @@ def check_config(
     warnings = [
         *ignored_settings(config),
         devices.slow_precision(precision, device) if device_name is None else "",
-        *data_warnings(config, tokenizer, len(train_ids), len(val_ids)),
+        prompt_warning(config, tokenizer),
         *([beyond(found.memory, devices.memory_of(device))] if together is None else together.warnings()),
         disk_warning(found) if device_name is None else "",
     ]
@@ -262,21 +263,13 @@ def outline(
 # --- warnings: what stops no one from trying, one line each, empty where all is well -----------------------------
 
 
-def data_warnings(config: TrainingConfig, tokenizer: Tokenizer, n_train: int, n_val: int) -> list[str]:
-    """What will not go well with this text."""
-    warnings = []
-    if n_train <= config.max_seq_len:
-        warnings.append(
-            f"the training split has {n_train:,} tokens, which do not fill one window of max_seq_len="
-            f"{config.max_seq_len} and its target: training would stop; give more text or a smaller max_seq_len"
-        )
-    if n_val < 2 and config.eval_cadence is not None:
-        warnings.append("nothing is left to validate on: training would stop; lower train_ratio or give more text")
+def prompt_warning(config: TrainingConfig, tokenizer: Tokenizer) -> str:
+    """A warning where samples will not begin with the prompt."""
     try:
         tokenizer.encode(config.sampling_prompt)
     except TokenizerError as error:
-        warnings.append(f"sampling_prompt cannot be encoded ({error}); samples would begin elsewhere")
-    return warnings
+        return f"sampling_prompt cannot be encoded ({error}); samples would begin elsewhere"
+    return ""
 
 
 def beyond(needed: int, available: int | None, whose: str = "the machine") -> str:

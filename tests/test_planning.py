@@ -181,19 +181,20 @@ def test_more_checkpoints_than_the_disk_holds_are_a_warning(tmp_path: Path, corp
     assert planning.check_config(pruned, corpus).warnings == ()
 
 
-def test_a_text_too_short_for_the_windows_is_a_warning(tmp_path: Path, corpus: Path):
-    (warning,) = planning.check_config(written(tmp_path, max_seq_len=19_000, batch_size=1), corpus).warnings
-    assert warning.startswith("the training split has 19,000 tokens, which do not fill one window of max_seq_len=19000")
-    with pytest.raises(DataError, match="too short"):
-        lab.build({"max_seq_len": 19_000}, corpus)
+def test_a_text_too_short_for_the_windows_is_refused_as_by_training(tmp_path: Path, corpus: Path):
+    path = written(tmp_path, max_seq_len=19_000, batch_size=1)
+    for refuses in (planning.check_config, lab.build):
+        with pytest.raises(DataError, match="do not fill one window of max_seq_len=19000"):
+            refuses(path, corpus)
 
 
-def test_no_text_left_to_validate_on_is_a_warning(tmp_path: Path):
+def test_no_text_left_to_validate_on_is_refused_as_by_training(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("The cat sat. " * 10)
     path = written(tmp_path, max_seq_len=16, eval_cadence=5, train_ratio=0.995)
-    (warning,) = planning.check_config(path, text).warnings
-    assert warning.startswith("nothing is left to validate on")
+    for refuses in (planning.check_config, lab.build):
+        with pytest.raises(ConfigError, match="there is no validation text; lower train_ratio"):
+            refuses(path, text)
 
 
 def test_a_prompt_that_the_text_cannot_spell_is_a_warning(tmp_path: Path, corpus: Path):
