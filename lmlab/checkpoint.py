@@ -309,7 +309,11 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         listed = {str(name): (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
         exact = content == plain_manifest(listed) and data == dump_json(content)
     except OSError as error:
-        raise CheckpointError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from error
+        in_run = STEP_FOLDER.fullmatch(folder.name)
+        advice = "use an older checkpoint of the run" if in_run else "name a run, or a folder step-NNNNNNNN of one"
+        raise CheckpointError(
+            f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable; {advice}"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged; use an older checkpoint of the run") from error
     if not exact:

@@ -23,7 +23,7 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.beside import Beside
 from lmlab.config import TrainingConfig
 from lmlab.data import IGNORED, Batch, DataLoader, own_rows
-from lmlab.errors import CheckpointError, ConfigError, DivergedError, LabError, TokenizerError, UsageError
+from lmlab.errors import CheckpointError, ConfigError, DataError, DivergedError, LabError, TokenizerError, UsageError
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
 from lmlab.generate import SamplingSettings
@@ -170,6 +170,10 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # what a step that was interrupted left
         n_tokens = int((batch.targets_BT != IGNORED).sum())
+        if n_tokens == 0:
+            raise DataError(
+                f"no target of the batch of step {self.step + 1} counts: all are {IGNORED}; leave such batches out"
+            )
         total = torch.zeros((), device=self.device)
         for first in range(0, len(batch.windows_B), self.config.batch_size):
             rows = slice(first, first + self.config.batch_size)

@@ -549,7 +549,9 @@ def test_what_cannot_be_resumed_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"notes\.txt is a file, not a checkpoint"):
         lab.resume("notes.txt", listeners=[])
     for here in (tmp_path, "."):  # and not the runs folder
-        with pytest.raises(CheckpointError, match=f"{tmp_path} is no complete checkpoint"):
+        with pytest.raises(
+            CheckpointError, match=f"{tmp_path} is no complete checkpoint: .*; name a run, or a folder step-"
+        ):
             lab.resume(here, listeners=[])
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="has no checkpoints; start it again"):

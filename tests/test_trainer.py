@@ -17,8 +17,8 @@ from torch import Tensor
 from lmlab import checkpoint
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.config import TrainingConfig
-from lmlab.data import Batch, DataLoader, WindowDataset
-from lmlab.errors import CheckpointError, ConfigError, DivergedError, TokenizerError, UsageError
+from lmlab.data import IGNORED, Batch, DataLoader, WindowDataset
+from lmlab.errors import CheckpointError, ConfigError, DataError, DivergedError, TokenizerError, UsageError
 from lmlab.optim import create_optimizer, learning_rate_at
 from lmlab.tokenizers import CharTokenizer, HFTokenizer, Ids, Tokenizer
 from lmlab.trainer import Trainer
@@ -574,6 +574,19 @@ def test_what_a_listener_saves_at_an_evaluation_is_the_best_with_all_that_is_kno
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------
+
+
+def test_a_batch_without_a_target_that_counts_is_said_to_be_one_and_loses_no_step(tmp_path: Path) -> None:
+    trainer, told = make(model(), folder=tmp_path)
+    batches = iter(loader())
+    first, second = next(batches), next(batches)
+    blank = Batch(second.inputs_BT, torch.full_like(second.targets_BT, IGNORED), second.windows_B)
+    with pytest.raises(
+        DataError, match="no target of the batch of step 2 counts: all are -100; leave such batches out"
+    ):
+        trainer.fit([first, blank])
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1]
+    assert (told[-1]["event"], told[-1]["status"]) == ("run_end", "failed")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
