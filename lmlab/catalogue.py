@@ -136,7 +136,7 @@ def render_info(registry: Registry, name: str, runs_dir: Path | str) -> str:
     children = [(child, f"from {registry.get(child).fine_tuned_from}") for child in registry.descendants(name)]
     lines += section("Descendants", children or [("none", "nothing was fine-tuned from it")])
     made_by = [(link.run_id, link.step) for link in entry.lineage if link.run_id] + [(entry.run_id, entry.step)]
-    runs = [(run, run_facts(Path(runs_dir), run, step)) for run, step in made_by if run]
+    runs = [(run, run_facts(Path(runs_dir), run, step, entry.created_at)) for run, step in made_by if run]
     lines += section("Runs", runs or [("none", "no run here made it")])
     return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1]).rstrip()
 
@@ -179,14 +179,19 @@ def read_small_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def run_facts(runs_dir: Path, run_id: str, step: int | None) -> str:
-    """What became of a run that made a model: the step that was taken, and how the run ended, from its log."""
+def run_facts(runs_dir: Path, run_id: str, step: int | None, made: str) -> str:
+    """What became of a run that made a model: the step that was taken, and how the run ended, from its log.
+
+    made: when the model was registered; a run that began later has only the name of the one that was.
+    """
     taken = f"weights of step {step}"
     if Path(run_id).name != run_id or run_id in ("", ".", ".."):
         return f"{taken}; not a run's name"
     events = ends_of_log(runs_dir / run_id / "log.jsonl")
     if not events:
         return f"{taken}; its folder is not in {runs_dir}"
+    if made and str(events[0].get("time", "")) > made:
+        return f"{taken}; the run of this name in {runs_dir} is another one, begun later"
     facts = [taken]
     if events[0].get("kind"):
         facts.append(str(events[0]["kind"]))

@@ -217,8 +217,9 @@ def comparison(runs: Sequence[History]) -> list[dict[str, Any]]:
     floor, and that is not 0; `bits_per_byte` where the tokens are not the same)."""
     outcomes = [_outcome(run) for run in runs]
     settings = [{**settings_of(run), **_material(run)} for run in runs]
-    keys = list(dict.fromkeys(key for own in settings for key in own))
-    varied = [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+    known = [own for run, own in zip(runs, settings, strict=True) if run.config]  # a run that never began has none
+    keys = list(dict.fromkeys(key for own in known for key in own))
+    varied = [key for key in keys if any(own.get(key) != known[0].get(key) for own in known)]
     rows = [
         {"run": run.title, **{key: own.get(key) for key in varied}, **outcome}
         for run, own, outcome in zip(runs, settings, outcomes, strict=True)

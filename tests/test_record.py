@@ -598,6 +598,9 @@ def test_a_comparison_names_what_varies_and_how_it_ends(tmp_path):
         assert row["loss"] == pytest.approx(run.series("loss")[1][-2:].mean())
         assert row["above_floor"] == pytest.approx(row["val_loss"] - 0.5)
     assert comparison([]) == []
+    never_began = comparison([*runs, History()])
+    assert [row.keys() for row in never_began] == [rows[0].keys()] * 3, "it knows no settings that could differ"
+    assert never_began[2]["learning_rate"] is None
 
 
 def test_a_floor_of_nothing_is_not_shown() -> None:

@@ -51,6 +51,7 @@ def register(registry: Registry, name: str, **fields: Any) -> Entry:
     values: dict[str, Any] = {
         "model_name": name,
         "source": "local",
+        "created_at": "2026-11-20T12:00:00.000000Z",
         "architecture_type": "qwen",
         "local_path": name,
         "n_parameters": 1234,
@@ -571,6 +572,11 @@ def test_info_tells_everything_about_a_model(tmp_path: Path) -> None:
     assert "run-1  weights of step 20; fine-tune; val_loss 1.5000 at step 20; completed" in info
     assert "base  its own weights" in info
     assert "run-2  weights of step 7; its folder is not in" in render_info(registry, "grandchild", tmp_path / "runs")
+    events[0]["time"] = "9999-01-01T00:00:00.000000Z"  # the run was deleted, and its name given again
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    again = render_info(registry, "child", tmp_path / "runs")
+    assert "run-1  weights of step 20; the run of this name in" in again
+    assert "1.5000" not in again
 
 
 def test_nothing_in_an_entry_can_steer_the_terminal_or_leave_the_runs_folder(tmp_path: Path) -> None:
