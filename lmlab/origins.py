@@ -23,6 +23,7 @@ from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import (
     describe_os_error,
     dump_json,
+    is_disk_full,
     plain_os_errors,
     read_json,
     read_object,
@@ -154,12 +155,16 @@ def license_of(folder: Path) -> str | None:
 
 
 def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
-    """Copy files, not links, into `target`. Raises HubError."""
+    """Copy files, not links, into `target`. Raises HubError, and OSError where the disk is full."""
     try:
         for name in names:
             shutil.copyfile(folder / name, target / name)
     except OSError as error:
-        raise HubError(f"cannot copy {name} from {folder}: {describe_os_error(error)}") from error
+        if is_disk_full(error):
+            raise
+        raise HubError(
+            f"cannot copy {name} from {folder}: {describe_os_error(error)}; check its permissions"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from lmlab.data import IGNORED, Batch, DataLoader, own_rows
 from lmlab.errors import CheckpointError, ConfigError, DataError, DivergedError, LabError, TokenizerError, UsageError
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
+from lmlab.files import dump_json
 from lmlab.generate import SamplingSettings
 from lmlab.isolation import on_its_own
 from lmlab.loading import load_adapter
@@ -58,8 +59,9 @@ class Trainer:
 
     step: completed updates. position: windows of the training split seen. folder: where a run's checkpoints go, as
     `checkpoints/step-NNNNNNNN`; None saves only where `save_checkpoint` is told to. facts: what is known of the run
-    (run id, data, lineage…), kept in every checkpoint. listeners: called with each event, in order. tokenizer: that of the
-    batches, which the model is told of: the documents of a window are parted by its end of text, and samples end at it.
+    (run id, data, lineage…), kept in every checkpoint as JSON. listeners: called with each event, in order. tokenizer: that
+    of the batches, which the model is told of: the documents of a window are parted by its end of text, and samples end
+    at it. Raises UsageError, ConfigError and TokenizerError for arguments that do not do.
 
     Under torchrun every process has a Trainer of its own, is given the same batches, and takes its share of each.
     """
@@ -85,6 +87,7 @@ class Trainer:
         self.val_dataloader, self.train_dataloader = val_dataloader, train_dataloader
         self.folder = absolute(Path(folder)) if folder is not None else None  # the current folder may change
         self.facts, self.listeners = facts or {}, list(listeners)
+        refuse_beyond_json(self.facts)
         self.device = next(self.model.parameters()).device
         devices.align(self.model.parameters())
         self.world = ranks.join()
@@ -590,6 +593,14 @@ def facts_of(state: dict[str, Any]) -> dict[str, Any]:
     facts = {name: value for name, value in state.items() if name not in OWN_STATE}
     facts["data"] = {name: value for name, value in facts.get("data", {}).items() if name != "position"}
     return facts
+
+
+def refuse_beyond_json(facts: dict[str, Any]) -> None:
+    """Raise UsageError where the first checkpoint, hours later, could not hold the facts."""
+    try:
+        dump_json(facts)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the Trainer's facts are kept as JSON, which cannot hold them: {error}") from error
 
 
 def due(step: int, cadence: int | None) -> bool:

@@ -719,6 +719,12 @@ def test_a_disk_that_is_full_while_the_builtin_model_is_made_is_one_line(models:
     assert said == f"the disk of {models} is full; free some space and run the same import again"
 
 
+def test_a_disk_that_is_full_while_a_folder_is_copied_is_one_line(models: Path, tiny_qwen: Path) -> None:
+    with largest_file(60_000):  # less than the weights
+        said = refused(str(tiny_qwen), models)
+    assert said == f"the disk of {models} is full; free some space and run the same import again"
+
+
 @pytest.mark.parametrize("size", [5_000, 60_000])
 def test_a_disk_that_is_full_while_a_gguf_file_is_converted_is_one_line(
     models: Path, tmp_path: Path, size: int

@@ -576,6 +576,12 @@ def test_what_a_listener_saves_at_an_evaluation_is_the_best_with_all_that_is_kno
 # --- numbers that are not finite ------------------------------------------------------------------------------------
 
 
+def test_facts_that_no_checkpoint_could_hold_are_refused_at_once() -> None:
+    for facts in ({"folder": Path("here")}, {"data": {"score": math.nan}}):
+        with pytest.raises(UsageError, match="facts are kept as JSON, which cannot hold them: "):
+            make(model(), facts=facts)
+
+
 def test_a_batch_without_a_target_that_counts_is_said_to_be_one_and_loses_no_step(tmp_path: Path) -> None:
     trainer, told = make(model(), folder=tmp_path)
     batches = iter(loader())
