@@ -124,7 +124,7 @@ def start_lines(event: Event) -> list[str]:
     lines = [
         f"run {event['run_id']} ({event['kind']}), config {event['config_hash']}, commit {event['git_commit'] or 'none'}",
         f"model {name}, {model['n_parameters']:,} parameters; {event['device']}, {event['precision']}, "
-        f"{event['threads']} threads, seed {event['seed']}",
+        f"{event['threads']} thread{'' if event['threads'] == 1 else 's'}, seed {event['seed']}",
         f"data {data['path']}: {data['n_train']:,} training and {data['n_val']:,} validation tokens ({event['tokenizer']})",
     ]
     if event["lineage"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import re
 import shutil
@@ -181,23 +182,48 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def memory_limits() -> list[int]:
-    """The limits in bytes of this process's control group and of those that hold it, of either version; none elsewhere."""
+    """The limits in bytes of this process's control group and of those that hold it; none elsewhere."""
+    limits = []
+    for folder, version in control_groups("memory"):
+        with contextlib.suppress(OSError, ValueError):  # not to be seen from a container, or `max`
+            limits.append(int((folder / ("memory.limit_in_bytes" if version == 1 else "memory.max")).read_text()))
+    return limits
+
+
+def processor_limits() -> list[float]:
+    """How many processors' time this process's control group is granted, and those that hold it; none elsewhere."""
+    limits = []
+    for folder, version in control_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):  # as above; version 1 has -1 for no limit
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version == 1 else ("cpu.max",)
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            limits += [quota / period] if quota > 0 else []
+    return limits
+
+
+def control_groups(kind: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the control groups that this process is in, the innermost first, each with its version."""
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except (OSError, ValueError):
-        return []
-    limits = []
-    for line in lines:  # `0::/PATH` of version 2, `7:memory:/PATH` of version 1
+        return
+    for line in lines:  # `0::/PATH` of version 2, `7:memory:/PATH` or `4:cpu,cpuacct:/PATH` of version 1
         kinds, path = line.split(":", 2)[1:]
-        if kinds and "memory" not in kinds.split(","):
+        if kinds and kind not in kinds.split(","):
             continue
-        root, name = (CGROUPS / "memory", "memory.limit_in_bytes") if kinds else (CGROUPS, "memory.max")
+        root = CGROUPS / kind if kinds else CGROUPS
         group = root / path.strip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root):
-                with contextlib.suppress(OSError, ValueError):  # not to be seen from a container, or `max`
-                    limits.append(int((folder / name).read_text()))
-    return limits
+        yield from ((folder, 1 if kinds else 2) for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def mind_processor_limits() -> None:
+    """Use no more threads than a container or a job is granted processors: torch counts those of the machine.
+
+    Threads beyond that wait for each other while the group has to pause. Who sets OMP_NUM_THREADS has chosen.
+    """
+    limits = processor_limits()
+    if limits and "OMP_NUM_THREADS" not in os.environ:
+        set_threads(min(torch.get_num_threads(), math.ceil(min(limits))))
 
 
 def set_threads(threads: int) -> None:

@@ -98,6 +98,7 @@ def new_trainer(
     facts: Mapping[str, Any],
 ) -> Trainer:
     """The Trainer of a new run: the model on its device, its optimizer, and what log and checkpoints say of it."""
+    devices.mind_processor_limits()
     parallel.spread(adapter, config, devices.pick_device())
     return Trainer(
         adapter,
@@ -221,6 +222,7 @@ def resume(
     is complete, or went on from the checkpoint, is returned as it is. Raises UsageError where a change contradicts the
     weights or the data, naming both values.
     """
+    devices.mind_processor_limits()
     runs, usual = find_runs_dir(runs_dir), torch.get_num_threads()
     saved, warnings = find_together(where, runs, ranks.join())
     merged = merge_config(saved, named_fields(read_config(config), overrides))

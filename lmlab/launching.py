@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lmlab import plain_yaml
+from lmlab import devices, plain_yaml
 from lmlab.config import ConfigLike, TrainingConfig, read_config
 from lmlab.errors import RunError, UsageError
 from lmlab.lab import Run, new_run_folder
@@ -51,6 +51,7 @@ def launch(
     environment, torchrun = dict(os.environ), []
     if processes > 1:  # without a place for its files torchrun makes one in the temporary folder, and leaves it
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={logs}"]
+        devices.mind_processor_limits()
         # else torchrun gives each one thread, whatever the machine has
         environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     with disk_errors(folder):

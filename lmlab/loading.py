@@ -12,7 +12,7 @@ from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
-from lmlab.devices import MORE_ROOM, out_of_memory_as_error, pick_device
+from lmlab.devices import MORE_ROOM, mind_processor_limits, out_of_memory_as_error, pick_device
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import read_object
@@ -139,6 +139,7 @@ def ancestry_of(config: TrainingConfig, models_dir: Path | str | None = None) ->
 @out_of_memory_as_error(MORE_ROOM)
 def load_model_and_tokenizer(folder: Path | str) -> tuple[BaseAdapter, Tokenizer]:
     """A checkpoint or a registered model, ready to sample from, on the fastest device. Raises a LabError."""
+    mind_processor_limits()
     folder = Path(folder)
     adapter = load_adapter(folder).to(pick_device())
     is_checkpoint = (folder / "tokenizer").is_dir()

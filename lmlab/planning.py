@@ -170,6 +170,7 @@ def check_config(
     loaders(config, train_ids, val_ids, tokenizer.begin_of_text_id, seed=0)  # refuses a split that is too short
     adapter = outline(config, tokenizer, models_dir)
     refuse_untried(adapter, config)
+    devices.mind_processor_limits()
     device = devices.pick_device()
     precision = devices.resolve_precision(config.precision, device)
     found = estimate(adapter, config, device, len(train_ids), len(val_ids))

@@ -241,6 +241,40 @@ def test_memory_is_that_of_the_tightest_control_group(
     assert devices.memory_of(CPU) == (limit or machine)
 
 
+GRANTS = {  # as above, with the processors that are granted
+    "container": ("0::/", {"cpu.max": "200000 100000"}, 2),
+    "within": ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "150000 100000", "a/b/cpu.max": "500000 100000"}, 2),
+    "container of version 1": (
+        "7:memory:/docker/4b\n4:cpu,cpuacct:/docker/4b",
+        {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000", "memory/cpu.max": "300000 100000"},
+        1,
+    ),
+    "no limit of version 1": ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 5),
+    "more than there are": ("0::/", {"cpu.max": "900000 100000"}, 5),
+    "none": ("0::/user.slice", {"user.slice/cpu.max": "max 100000"}, 5),
+}
+
+
+@pytest.mark.parametrize("kind", GRANTS)
+def test_threads_are_no_more_than_the_processors_that_are_granted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path
+) -> None:
+    own, files, granted = GRANTS[kind]
+    monkeypatch.setattr(devices, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(devices, "OWN_CGROUP", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(own + "\n")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    with devices.threads_kept():
+        torch.set_num_threads(5)  # as on a machine of five
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        assert lab.build(TINY, corpus, runs_dir=tmp_path).state()["threads"] == 5, "the user has chosen"
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert lab.build(TINY, corpus, runs_dir=tmp_path).state()["threads"] == granted
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_more_processes_than_gpus_are_refused_with_both_numbers(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
