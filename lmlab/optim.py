@@ -132,6 +132,12 @@ class MuonWithAdamW(Direct):
             optimizer.step()
 
 
+def name_of_other(optimizer: torch.optim.Optimizer) -> str | None:
+    """The class of an optimizer that is none of those here, such as `torch.optim.sgd.SGD`, else None."""
+    own = isinstance(optimizer, AdamW | MuonWithAdamW)
+    return None if own else f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
 def parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     """The plain optimizers that make up one: itself, or the two behind MuonWithAdamW."""
     return optimizer.optimizers if isinstance(optimizer, MuonWithAdamW) else [optimizer]

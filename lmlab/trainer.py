@@ -34,6 +34,7 @@ from lmlab.optim import (
     create_optimizer,
     learning_rate_at,
     load_optimizer_tensors,
+    name_of_other,
     optimizer_tensors,
     set_learning_rate,
     set_precision,
@@ -437,6 +438,7 @@ class Trainer:
             "begin_of_text_id": tokenizer.begin_of_text_id if tokenizer is not None else None,
             "end_of_text_id": tokenizer.end_of_text_id if tokenizer is not None else None,
             "decay_steps": self.decay_steps,
+            "optimizer": name_of_other(self.optimizer),
             "frozen": [name for name, p in self.model.model.named_parameters() if not p.requires_grad],
             **self.progress.to_state(),
         }
@@ -522,15 +524,17 @@ class Trainer:
         *,
         config: TrainingConfig | None = None,
         tokenizer: Tokenizer | None = None,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         **arguments: Any,
     ) -> Self:
         """The Trainer that `save_checkpoint` saved, bit for bit, in the step after which it was.
 
         path: the folder, or what `checkpoint.load` made of it. config: replaces the saved one, for what the user changes
         on resume. tokenizer: takes the place of the saved one, where that is of a kind that `Tokenizer.load` does not
-        know. Further arguments as for the constructor, but for what the checkpoint gives. Sets the number of threads to
-        that of the run, on which the order of sums depends, if as many processes train as did. Raises CheckpointError,
-        and OutOfMemory.
+        know. optimizer: makes that of the run from the model, where `create_optimizer` does not. Further arguments as for
+        the constructor, but for what the checkpoint gives. Sets the number of threads to that of the run, on which the
+        order of sums depends, if as many processes train as did. Raises CheckpointError, UsageError where an optimizer of
+        one's own is not given again, and OutOfMemory.
         """
         saved = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.load(path)
         state = saved.state
@@ -542,14 +546,19 @@ class Trainer:
             if tokenizer is None and state["tokenizer"] is not None:
                 tokenizer = saved.tokenizer()
             parallel.spread(adapter, config or own_config, devices.pick_device())
-            optimizer = create_optimizer(adapter.model, config or own_config)
-            load_optimizer_tensors(optimizer, adapter.model, saved.tensors("optimizer"))
+            made = optimizer(adapter.model) if optimizer else create_optimizer(adapter.model, config or own_config)
+            if (other := state.get("optimizer")) not in (None, name_of_other(made)):
+                raise UsageError(
+                    f"{saved.folder} was trained with {other}, an optimizer of one's own: go on from Python, with "
+                    "Trainer.from_checkpoint(folder, optimizer=make), where make(model) returns it"
+                )
+            load_optimizer_tensors(made, adapter.model, saved.tensors("optimizer"))
             parameters = dict(adapter.model.named_parameters())
             for name in state.get("frozen", ()):  # after the optimizer, which may have state of what froze later
                 parameters[name].requires_grad_(False)
             arguments.setdefault("facts", facts_of(state))
             seed = int(state["seed"])
-        trainer = cls(adapter, optimizer, config or own_config, val_dataloader, tokenizer, seed=seed, **arguments)
+        trainer = cls(adapter, made, config or own_config, val_dataloader, tokenizer, seed=seed, **arguments)
         with taken_from(saved):
             trainer.restore(state, saved.tensors("rng"))
         return trainer
@@ -575,7 +584,8 @@ class Trainer:
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
-    "end_of_text_id", "decay_steps", "frozen", "best_val_loss", "best_saved_loss", "evaluations_without_improvement",
+    "end_of_text_id", "decay_steps", "optimizer", "frozen", "best_val_loss", "best_saved_loss",
+    "evaluations_without_improvement",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmlab.config import TrainingConfig
 from lmlab.data import DataLoader, WindowDataset
+from lmlab.errors import UsageError
 from lmlab.loading import load_adapter
 from lmlab.optim import (
     AdamW,
@@ -279,21 +280,27 @@ OF_ONES_OWN: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = 
 }
 
 
+@pytest.mark.parametrize("put_in", [True, False])
 @pytest.mark.parametrize("kind", OF_ONES_OWN)
 def test_an_optimizer_of_ones_own_resumes_bit_for_bit(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, put_in: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where it was put into `create_optimizer`."""
+    """Where it was put into `create_optimizer`, or is given again."""
+
+    def own(model: nn.Module, _: object = None) -> torch.optim.Optimizer:
+        return OF_ONES_OWN[kind](list(model.parameters()))
+
     settings = config(max_seq_len=8, batch_size=2, max_steps=6, precision="fp32", learning_rate=0.01)
-    monkeypatch.setattr("lmlab.trainer.create_optimizer", lambda model, _: OF_ONES_OWN[kind](list(model.parameters())))
+    if put_in:
+        monkeypatch.setattr("lmlab.trainer.create_optimizer", own)
     ids = torch.randint(0, 11, (300,), generator=torch.Generator().manual_seed(0)).numpy().astype("uint16")
     batches = DataLoader(WindowDataset(ids, 8), 2, seed=3)
     model = tiny()
-    trainer = Trainer(model, OF_ONES_OWN[kind](list(model.parameters())), settings)
+    trainer = Trainer(model, own(model), settings)
     trainer.fit(batches, should_stop=lambda: trainer.step == 3)
     saved = trainer.save_checkpoint(tmp_path / "half")
     trainer.fit(batches)
-    resumed = Trainer.from_checkpoint(saved)
+    resumed = Trainer.from_checkpoint(saved, optimizer=None if put_in else own)
     resumed.fit(DataLoader(WindowDataset(ids, 8), 2, seed=3))
     assert resumed.step == trainer.step == 6
     for one, other in zip(resumed.model.parameters(), trainer.model.parameters(), strict=True):
@@ -301,6 +308,17 @@ def test_an_optimizer_of_ones_own_resumes_bit_for_bit(
     states = [optimizer_tensors(each.optimizer, each.model.model) for each in (resumed, trainer)]
     assert states[0].keys() == states[1].keys() != set()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_an_optimizer_of_ones_own_does_not_become_another(kind: type[torch.optim.Optimizer], tmp_path: Path) -> None:
+    model = tiny()
+    settings = config(max_seq_len=8, batch_size=2, precision="fp32")
+    saved = Trainer(model, kind(model.parameters(), lr=0.01), settings).save_checkpoint(tmp_path / "start")
+    with pytest.raises(
+        UsageError, match=rf"was trained with torch\.optim\.\w+\.{kind.__name__}, an optimizer of one's own"
+    ):
+        Trainer.from_checkpoint(saved)
 
 
 def test_state_of_an_optimizer_of_ones_own_is_none_of_adamw() -> None:
