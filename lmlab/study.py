@@ -362,7 +362,8 @@ def losses_of(adapter: Any, ids: Sequence[int]) -> list[float | None]:
 
 
 class Look:
-    """The inside of a model as it reads a text. probabilities_LHTT: attention. hidden_L: the residual stream, TD each."""
+    """The inside of a model as it reads a text. probabilities_LHTT: attention, fp32. hidden_L: the residual stream, BTD
+    each, in the model's own precision."""
 
     def __init__(self, run: Source, text: str, models_dir: str | Path | None = None) -> None:
         self._adapter, self._tokenizer, _ = load_source(run, models_dir)
@@ -373,7 +374,7 @@ class Look:
         ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
         with torch.no_grad(), in_mode(self._adapter, training=False):
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
-            self.hidden_L = [x_BTD.float() for x_BTD in self._adapter.hidden_states(ids_BT)]
+            self.hidden_L = self._adapter.hidden_states(ids_BT)
 
     @property
     def logits_LTV(self) -> Tensor:

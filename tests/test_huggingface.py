@@ -612,13 +612,14 @@ def test_blocks_that_put_out_a_list_are_looked_into(tmp_path: Path) -> None:
             assert torch.equal(state_BTD, expected_BTD)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", sorted({*CORE, *OTHERS} - {"opt"}))
-def test_the_last_state_is_read_as_the_logits(folders: dict[str, Path], family: str) -> None:
-    adapter = load(folders[family])
+def test_the_last_state_is_read_as_the_logits(folders: dict[str, Path], family: str, dtype: torch.dtype) -> None:
+    adapter = load(folders[family], dtype)
     ids_BT, _ = batch()
     with torch.no_grad():
-        read_BTV = adapter.unembed(adapter.hidden_states(ids_BT)[-1])
-        torch.testing.assert_close(read_BTV, adapter.logits(ids_BT), rtol=1e-5, atol=1e-5)
+        read_BTV = adapter.unembed(adapter.hidden_states(ids_BT)[-1]).float()
+        torch.testing.assert_close(read_BTV, adapter.logits(ids_BT).float(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_is_not_read_where_norm_or_head_are_not_known(folders: dict[str, Path], tmp_path: Path) -> None:

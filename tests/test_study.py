@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 import lmlab as lab
 from lmlab import cli
 from lmlab.errors import CheckpointError, ConfigError, DataError, ModelNotFound, RunError, TokenizerError, UsageError
+from lmlab.loading import load_model_and_tokenizer
 from lmlab.views import cards
 
 Settings = dict[str, object]
@@ -274,6 +276,19 @@ def test_look_has_the_model_s_own_numbers(run: lab.Run):
     assert [len(figure.axes) for figure in (look.attention(), look.lens())] == [5, 2]
     with pytest.raises(UsageError, match="look at 2 to"):
         lab.look(run, "The cat " * 20)
+
+
+def test_a_look_at_a_model_that_was_imported_in_bf16_shows_what_it_would_say(tmp_path: Path):
+    folder = tiny_models.make(tmp_path / "half")
+    weights = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    lab.import_model(str(folder), "half")
+    look = lab.look("half", "the quiet sea")
+    adapter, _ = load_model_and_tokenizer("models/half")
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        torch.testing.assert_close(look.logits_LTV[-1], adapter.logits(torch.tensor([look.ids]))[0].float())
+    assert look._repr_html_().count("<img ") == 2
 
 
 def test_a_look_shows_itself_also_where_a_figure_has_no_room_for_all_maps(

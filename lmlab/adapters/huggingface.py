@@ -32,7 +32,7 @@ from lmlab.adapters.fused import fuse
 from lmlab.adapters.head import PLAIN, Joint, Lookup, Shaping, chunked_cross_entropy
 from lmlab.adapters.longrope import short_length, turn_by_document
 from lmlab.adapters.pretrained import build, quiet, read_config, read_tensors
-from lmlab.devices import products_of, recomputation
+from lmlab.devices import product_type, products_of, recomputation
 from lmlab.errors import ConfigError
 from lmlab.files import share_tensors
 from lmlab.modes import in_mode
@@ -246,7 +246,8 @@ class CausalLMAdapter(BaseAdapter):
             raise ConfigError(
                 f"the final norm and head of {self.architecture_type} are not known; leave out what reads layers as logits"
             )
-        return shaping(self.model.get_output_embeddings()(norm(x_BTD)))
+        head = self.model.get_output_embeddings()
+        return shaping(head(norm(x_BTD).to(product_type(head.weight))))  # some keep fp32 beside weights that are not
 
     def attentions(self, ids_BT: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer that has them, each BHTT. Raises ConfigError where none has."""
