@@ -63,7 +63,8 @@ def import_model(options: argparse.Namespace) -> int:
         return confirm(f"Import it as {plan.name!r}?", options.yes)
 
     def tell(message: str) -> None:
-        print(message, flush=True)
+        with contextlib.suppress(OSError):  # nobody takes it any more: that is no fault of the models' disk
+            print(message, flush=True)
 
     folders = {"models_dir": options.models_dir}
     entry = hub.import_model(options.source, options.name, options.revision, **folders, confirm=agree, tell=tell)

@@ -18,6 +18,7 @@ import torch
 from run_logs import RunWriter
 
 from lmlab import arguments, cli, lab, launching, trainer
+from lmlab.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = [sys.executable, str(ROOT / "main.py")]
@@ -108,6 +109,16 @@ def test_output_that_nobody_reads_does_not_keep_a_run_from_training(tiny_yaml: P
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     assert launching.attach("unread").status == "completed"
+
+
+def test_output_that_nobody_reads_does_not_keep_a_model_from_being_imported() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    given = [*MAIN, "import-model", "builtin:tiny-qwen", "--yes"]
+    done = subprocess.run(given, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert "cannot write to" not in done.stderr
+    assert Registry().names() == ["tiny-qwen"]
 
 
 def closed(*descriptors: int) -> str:
