@@ -885,6 +885,9 @@ def test_attention_maps_fit_their_tokens():
     for wrong in ([0], [3]):
         with pytest.raises(UsageError, match=r"no layers \[.\]; choose from 1 to 2"):
             plots.attention_figure(maps, list("abcd"), layers=wrong)
+    for wrong in ([-1], [3]):
+        with pytest.raises(UsageError, match=r"no heads \[-?.\]; choose from 0 to 2"):
+            plots.attention_figure(maps, list("abcd"), heads=wrong)
     with pytest.raises(UsageError, match="does not fit 3 tokens"):
         plots.attention_figure(maps, list("abc"))
     with pytest.raises(UsageError, match="choose layers and heads"):

@@ -259,17 +259,14 @@ def attention_figure(
 ) -> Figure:
     """Attention maps, a row for each layer and a column for each head: which earlier token (across) each token (down)
     looks at. probabilities_LHTT: rows sum to 1. layers, heads: which to show, else all; layers count from 1, as in all
-    views. Raises UsageError where the shapes do not fit the tokens, there is no such layer, or there are too many maps
-    for one figure.
+    views, heads from 0. Raises UsageError where the shapes do not fit the tokens, there is no such layer or head, or there
+    are too many maps for one figure.
     """
     maps = np.asarray(probabilities_LHTT, dtype=np.float64)
     if maps.ndim != 4 or maps.shape[2] != maps.shape[3] or maps.shape[2] != len(tokens):
         raise UsageError(f"attention of shape {maps.shape} does not fit {len(tokens)} tokens; it is (L, H, T, T)")
-    there = range(1, maps.shape[0] + 1)
-    layers = list(layers) if layers is not None else list(there)
-    if not set(layers) <= set(there):
-        raise UsageError(f"there are no layers {sorted(set(layers) - set(there))}; choose from 1 to {len(there)}")
-    heads = list(heads) if heads is not None else list(range(maps.shape[1]))
+    layers = _chosen("layers", layers, range(1, maps.shape[0] + 1))
+    heads = _chosen("heads", heads, range(maps.shape[1]))
     if not 0 < len(layers) * len(heads) <= MOST_PANELS:
         raise UsageError(
             f"{len(layers)} layers × {len(heads)} heads: show 1 to {MOST_PANELS} maps; choose layers and heads"
@@ -289,6 +286,15 @@ def attention_figure(
             _label_tokens(axes, tokens, size, below=row == len(layers) - 1, beside=column == 0)
         figure.colorbar(image, ax=grid, label="attention", shrink=1 / len(layers) ** 0.5, aspect=18, pad=0.02)
     return figure
+
+
+def _chosen(what: str, chosen: Sequence[int] | None, there: range) -> list[int]:
+    """Those that are chosen of what there is, all where none are. Raises UsageError."""
+    if chosen is not None and not set(chosen) <= set(there):
+        raise UsageError(
+            f"there are no {what} {sorted(set(chosen) - set(there))}; choose from {there[0]} to {there[-1]}"
+        )
+    return list(there if chosen is None else chosen)
 
 
 def lens_figure(
