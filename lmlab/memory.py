@@ -207,8 +207,7 @@ def estimate(
     activations = activation_bytes(shape, config, precision, device)
     # In one backward pass gradients appear as activations go; from a second one on, all of them are there.
     at_once = gradients + activations if config.gradient_accumulation_steps > 1 else max(gradients, activations)
-    loaded = LIBRARIES + (COMPILER if config.activation_checkpointing or config.compile else 0)
-    libraries, allocator = (loaded, round(HOLES * activations)) if device == "cpu" else (0, 0)
+    libraries, allocator = untensored_bytes(config, activations, device)
     copies = weights + optimizer if copies_checkpoints(config, device) else 0
     n_checkpoints, n_at_peak = checkpoints_kept(config)
     each, besides = weights + optimizer + CHECKPOINT_REST, RUN_REST + LOG_LINE * config.max_steps
@@ -240,6 +239,14 @@ def estimate(
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
+
+
+def untensored_bytes(config: TrainingConfig, activations: int, device: str) -> tuple[int, int]:
+    """What a process on a processor takes besides its tensors: libraries, and holes of the heap between activations."""
+    if device != "cpu":
+        return 0, 0
+    compiler = COMPILER if config.activation_checkpointing or config.compile else 0
+    return LIBRARIES + compiler, round(HOLES * activations)
 
 
 def optimizer_bytes(shape: Shape, config: TrainingConfig, n_parameters: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.config import TrainingConfig
-from lmlab.memory import FLOAT, HOLES, LIBRARIES, Shape, activation_bytes, copies_checkpoints, optimizer_bytes
+from lmlab.memory import FLOAT, Shape, activation_bytes, copies_checkpoints, optimizer_bytes, untensored_bytes
 
 # Gradients that DDP sends at a time, beside activations that are still to be used; and FSDP's small blocks.
 BUCKET = 25 << 20
@@ -75,7 +75,7 @@ def share(
     least, most = config.batch_size // world_size, -(-config.batch_size // world_size)
     whole = [FLOAT * sum(map(math.prod, group)) for group in groups]
     activations = activation_bytes(shape, config.updated(batch_size=most), precision, device)
-    libraries, allocator = (LIBRARIES, round(HOLES * activations)) if device == "cpu" else (0, 0)
+    libraries, allocator = untensored_bytes(config, activations, device)
     all_gather = reduce_scatter = all_reduce = gathered = 0
     if strategy == "fsdp":
         dealt = [FLOAT * sum(own_size(each, world_size) for each in group) for group in groups]

@@ -152,6 +152,13 @@ def test_what_is_held_and_sent_in_numbers():
     assert dealt.activations == copied.activations
 
 
+@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}, {"compile": True}], ids=str)
+def test_each_process_loads_what_one_alone_would(tmp_path: Path, corpus: Path, changes: dict[str, Any]):
+    path = written(tmp_path, **changes)
+    alone = planning.check_config(path, corpus).estimate
+    assert plan(path, corpus, 2, "ddp").share.libraries == alone.libraries > 0
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     "changes", [{}, {"activation_checkpointing": True}, {"gradient_accumulation_steps": 2}], ids=str
