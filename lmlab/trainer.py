@@ -480,7 +480,6 @@ class Trainer:
         self._saving = Saving(step, folder or checkpoint.step_folder(checkpoints, step), started)
         if in_run and self.before_saving is not None:
             self.before_saving()
-        is_best = in_run and self.progress.claim_best(step)
         contents = checkpoint.collect(
             self.model.tensors(),
             optimizer_tensors(self.optimizer, self.model.model),
@@ -488,6 +487,7 @@ class Trainer:
             self.world,
             copied=copied,
         )
+        best_before, is_best = self.progress.best_saved, in_run and self.progress.claim_best(step)
         save = functools.partial(
             checkpoint.save,
             self._saving.folder,
@@ -498,7 +498,11 @@ class Trainer:
         )
 
         def write(world: ranks.World) -> None:
-            save(world=world)
+            try:
+                save(world=world)
+            except BaseException:
+                self.progress.best_saved = best_before  # what is not on the disk is not to be beaten
+                raise
             if in_run and world.leads:
                 checkpoint.tidy(checkpoints, self.config.keep_checkpoints, best=step if is_best else None)
 
@@ -507,7 +511,11 @@ class Trainer:
     def _await_saving(self) -> None:
         """Wait until the checkpoint that is written beside the training is on the disk, if there is one, and tell it."""
         if self._beside.busy:
-            self._beside.wait()
+            try:
+                self._beside.wait()
+            except Exception:
+                self._last.pop("checkpoint", None)  # it is not on the disk, and still to be saved
+                raise
             self._tell_saved()
 
     def _tell_saved(self) -> None:

@@ -504,6 +504,29 @@ def test_an_evaluation_after_the_last_steps_checkpoint_still_moves_best(tmp_path
 
 
 @pytest.mark.parametrize("beside", [False, True])
+def test_a_checkpoint_that_the_disk_refused_is_saved_when_fit_is_called_again_and_is_the_best(
+    beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"max_steps": 4, "checkpoint_cadence": 2, "keep_checkpoints": 1, "async_checkpoints": beside}
+    trainer, _ = judged([9.0, 3.0, 2.0], tmp_path, **changes)
+    save = checkpoint.save
+
+    def refuse(folder: Path, *given: Any, **more: Any) -> Path:
+        if folder.name == "step-00000004":
+            raise CheckpointError("the disk is full")
+        return save(folder, *given, **more)
+
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "save", refuse)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            trainer.fit(loader())
+    assert best_step(tmp_path) == "2"
+    assert trainer.fit(loader()) == "completed"
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4]
+    assert best_step(tmp_path) == "4"
+
+
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(
     ("verdicts", "changes", "saved", "kept"),
     [
