@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmlab.entries import Entry
+from lmlab.entries import CONFIG, Entry
 from lmlab.errors import LabError
 from lmlab.events import Event, number, parse_line
 from lmlab.files import is_there, read_object, tree_size
@@ -117,7 +117,7 @@ def render_info(registry: Registry, name: str, runs_dir: Path | str) -> str:
             ("fine-tuning started", entry.fine_tuning_started_at),
         ],
     )
-    architecture = read_small_json(folder / "config.json")
+    architecture = read_small_json(folder / CONFIG)
     lines += section(
         "Architecture",
         [

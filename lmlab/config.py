@@ -43,6 +43,8 @@ CHECKPOINTING = "Checkpointing"
 OTHER = "Other"
 GROUPS = (MODEL, TRAINING, DATASET, EVALUATION, CHECKPOINTING, OTHER)
 
+ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")  # of the custom Transformer alone
+
 
 def setting(
     default: Any, group: str, *, description: str, reasonable_range: str, interactions: str, **limits: Any

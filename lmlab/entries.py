@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validat
 from lmlab.errors import RegistryError
 
 REGISTRY_FILE = "registry.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"  # of a model's folder
+CUSTOM = (
+    "custom-transformer"  # the architecture type, and the `model_type` of `config.json`, of the lab's own Transformer
+)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lmlab.entries import CONFIG
 from lmlab.errors import TokenizerError
 from lmlab.files import read_object, stays_in
 
@@ -24,7 +25,7 @@ TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 def refuse_hostile(folder: Path) -> None:
     """Raise TokenizerError where a folder would have transformers run code, or read or write elsewhere."""
     refuse_links_away(folder)
-    for path in (folder / "config.json", folder / "tokenizer_config.json", folder / SPECIAL_TOKENS_MAP):
+    for path in (folder / CONFIG, folder / "tokenizer_config.json", folder / SPECIAL_TOKENS_MAP):
         values = read_object(path, TokenizerError) if path.exists() else {}
         if "auto_map" in values:
             raise TokenizerError(f"{path} names code of its own (auto_map), and none is run; use another tokenizer")
@@ -34,7 +35,7 @@ def refuse_hostile(folder: Path) -> None:
         for key in GIVEN_ON:
             if values.get(key):
                 raise TokenizerError(f"{path} sets {key}, with which a tokenizer can read any file; take it out")
-        for key, value in reads_outside(values, folder, handed_on=path.name != "config.json"):
+        for key, value in reads_outside(values, folder, handed_on=path.name != CONFIG):
             raise TokenizerError(f"{path} reads {value!r}, which is not of its folder; take {key} out of it")
         for name, template in chat_templates(values.get("chat_template")):
             if not TEMPLATE_NAME.fullmatch(name):

@@ -13,6 +13,7 @@ from lmlab.checkpoint import opened
 from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus
 from lmlab.devices import MORE_ROOM, mind_processor_limits, out_of_memory_as_error, pick_device
+from lmlab.entries import CONFIG, CUSTOM
 from lmlab.errors import CheckpointError, ConfigError, TokenizerError
 from lmlab.events import now
 from lmlab.files import read_object
@@ -28,8 +29,8 @@ from lmlab.words import one_line
 @out_of_memory_as_error(MORE_ROOM)
 def load_adapter(folder: Path | str, dtype: torch.dtype | None = None) -> BaseAdapter:
     """The model in a folder with `config.json` and `model.safetensors`. Raises CheckpointError."""
-    model_type = read_object(Path(folder) / "config.json", CheckpointError).get("model_type")
-    if model_type == CustomTransformerAdapter.architecture_type:
+    model_type = read_object(Path(folder) / CONFIG, CheckpointError).get("model_type")
+    if model_type == CUSTOM:
         return CustomTransformerAdapter.load(Path(folder), dtype)
     from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmlab.config import TrainingConfig
+from lmlab.config import ARCHITECTURE, TrainingConfig
+from lmlab.entries import CUSTOM
 
 FLOAT = 4  # weights, gradients, the optimizer's state and the residual stream are fp32 in every precision
 
@@ -102,10 +103,8 @@ class Shape:
 
 def shape_of(architecture: Mapping[str, Any]) -> Shape:
     """The shape that a `config.json` describes: the lab's own, or one of transformers under any of its usual names."""
-    if architecture.get("model_type") == "custom-transformer":
-        values = {
-            name: architecture[name] for name in ("n_layers", "d_model", "n_heads", "d_ff", "vocab_size", "dropout")
-        }
+    if architecture.get("model_type") == CUSTOM:
+        values = {name: architecture[name] for name in ("vocab_size", *ARCHITECTURE)}
         width = values["d_model"]
         return Shape(custom=True, attention_width=width, key_value_width=width, **values)
     nested = architecture.get("text_config")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lmlab.checkpoint import Checkpoint
-from lmlab.entries import Entry
+from lmlab.entries import CUSTOM, Entry
 from lmlab.events import Event, number, read
 from lmlab.record import LOG
 from lmlab.words import count, one_line
@@ -31,7 +31,7 @@ def card(entry: Entry, saved: Checkpoint, base: str | None, is_plain: bool) -> s
     if entry.lineage and not entry.fine_tuned_from:
         origin = "a branch of another run"
     loads = "`AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)`"
-    if entry.architecture_type == "custom-transformer":
+    if entry.architecture_type == CUSTOM:
         loads = "`lmlab.load_adapter(folder)`"
     elif not is_plain:
         loads = "`AutoModelForCausalLM.from_pretrained(folder)`, and its tokenizer with `lmlab.Tokenizer.load(folder)`"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab import gguf_header, gguf_splits, plain_yaml
-from lmlab.entries import FILE_NAME
+from lmlab.entries import CONFIG, FILE_NAME, INDEX, WEIGHTS
 from lmlab.errors import CheckpointError, HubError, TokenizerError
 from lmlab.files import (
     describe_os_error,
@@ -37,7 +37,6 @@ from lmlab.words import one_line
 if TYPE_CHECKING:
     from lmlab.adapters.base import BaseAdapter
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "added_tokens.json", "char_tokenizer.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model",
     "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",

@@ -20,6 +20,7 @@ from lmlab.batches import loaders
 from lmlab.config import TrainingConfig, read_config
 from lmlab.corpus import is_large
 from lmlab.data import load_text, split_corpus
+from lmlab.entries import CONFIG, CUSTOM
 from lmlab.errors import TokenizerError, UsageError
 from lmlab.files import free_space
 from lmlab.memory import Estimate
@@ -247,9 +248,9 @@ def outline(
         return loading.load_model(config, tokenizer, device=device)
     registry = Registry(models_dir)
     folder = registry.path(config.model_name)
-    if registry.get(config.model_name).architecture_type == CustomTransformerAdapter.architecture_type:
+    if registry.get(config.model_name).architecture_type == CUSTOM:
         with torch.device(device):
-            adapter = CustomTransformerAdapter(Transformer(**load_architecture(folder / "config.json")))
+            adapter = CustomTransformerAdapter(Transformer(**load_architecture(folder / CONFIG)))
     else:
         from lmlab.adapters.huggingface import adapter_for  # loads transformers, which takes seconds
         from lmlab.adapters.pretrained import model_class, quiet, read_config

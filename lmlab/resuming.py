@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
-from lmlab.config import TrainingConfig
+from lmlab.config import ARCHITECTURE, TrainingConfig
 from lmlab.data import Corpus, LargeCorpus, load_text
 from lmlab.errors import CheckpointError, ConfigError, DataError, LabError, RunError, UsageError, warn_caller
 from lmlab.files import is_locked
@@ -25,7 +25,6 @@ Result = TypeVar("Result")
 FIXED = ("model_name", "max_seq_len", "train_ratio", "seed", "optimizer", "tokenizer_override", "resize_embeddings")
 BRANCHING = ("model_name", "tokenizer_override", "resize_embeddings")  # the same for a branch: what its weights rest on
 BRANCH_OFF = "; --resume with --model-name NEW branches off under a new name"
-ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len")  # too, where no model has its own
 
 
 def find_checkpoint(where: str | Path, runs_dir: Path) -> tuple[Checkpoint, list[str]]:
@@ -155,7 +154,8 @@ def merge_config(saved: Checkpoint, changes: dict[str, Any], *, branch: str | No
     if branch is not None and changes.get("model_name") == branch:
         changes = {name: value for name, value in changes.items() if name != "model_name"}
     fixed: tuple[str, ...] = FIXED if branch is None else BRANCHING
-    fixed = fixed if own.model_name is not None else fixed + ARCHITECTURE
+    if own.model_name is None:
+        fixed = (*fixed, *ARCHITECTURE, "max_seq_len")
     for name in sorted(changes.keys() & set(fixed)):
         before = getattr(own, name)
         if name == "seed":

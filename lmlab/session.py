@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lmlab import checkpoint, devices, events, provenance
-from lmlab.config import TrainingConfig
+from lmlab.config import ARCHITECTURE, TrainingConfig
 from lmlab.errors import DivergedError, RunError
 from lmlab.ranks import World
 from lmlab.record import LOG, STOP
@@ -24,7 +24,6 @@ SMALLER_STEPS = (
     "halve batch_size and double gradient_accumulation_steps (and eval_batches, if it is set), which makes the same "
     "updates but for the masks of dropout; or set activation_checkpointing, or lower max_seq_len"
 )
-ARCHITECTURE = ("n_layers", "d_model", "n_heads", "d_ff", "dropout")
 
 
 class Ending(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmlab import hub_client, origins
+from lmlab.entries import CONFIG, CUSTOM, INDEX
 from lmlab.errors import CheckpointError, HubError
 from lmlab.files import remove_tree
 from lmlab.hub_client import HubFile, Listing
@@ -19,7 +20,6 @@ from lmlab.words import count, one_line, size
 Kind = Literal["huggingface", "local", "gguf", "builtin"]
 BUILTIN = "builtin:"
 TINY_QWEN = "tiny-qwen"
-CUSTOM = "custom-transformer"
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class FromHub(Origin):
             origins.refuse_oversized(file, listing.files[file].size, self.model_id)
         plan = ImportPlan(name, self.source, self.model_id, listing.commit, "", None, listing.license, 0, 0, ())
         target = folder(plan)
-        self._get(origins.CONFIG, target)
-        if self.names[-1] == origins.INDEX:
-            self._get(origins.INDEX, target)
-            self.names += origins.shards(target / origins.INDEX, listing.files, self.model_id)
+        self._get(CONFIG, target)
+        if self.names[-1] == INDEX:
+            self._get(INDEX, target)
+            self.names += origins.shards(target / INDEX, listing.files, self.model_id)
         total = sum(listing.files[file].size for file in self.names)
         with as_hub_error(self.model_id, target):
             architecture_type, n_parameters = described(target, total)
@@ -209,7 +209,7 @@ def origin_of(source: str, revision: str | None) -> Origin:
     path = find_file(source) if is_path and source else None
     if path is not None:
         is_gguf = os.path.isfile(path) and path.suffix.lower() == ".gguf"
-        if revision is not None and (is_gguf or os.path.isfile(path / origins.CONFIG)):
+        if revision is not None and (is_gguf or os.path.isfile(path / CONFIG)):
             kind = "file" if is_gguf else "folder"
             raise HubError(f"{one_line(source)} is a {kind}, which has no revisions; leave --revision out")
         if is_gguf:

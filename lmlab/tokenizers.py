@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from lmlab.entries import CONFIG, CUSTOM
 from lmlab.errors import TokenizerError
 from lmlab.files import dump_json, plain_os_errors, read_json, read_object, sha256_bytes, write_atomic
 from lmlab.hostile_tokenizers import refuse_hostile, refuse_links_away
@@ -228,8 +229,8 @@ def is_sentencepiece(path: Path) -> bool:
 
 def stands_alone(folder: Path) -> bool:
     """Whether a tokenizer is another than transformers would make of the model beside it."""
-    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    return bool(settings_of(folder).get(STANDS_ALONE)) or model.get("model_type") == "custom-transformer"
+    model = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    return bool(settings_of(folder).get(STANDS_ALONE)) or model.get("model_type") == CUSTOM
 
 
 def same_ids(one: str, other: str) -> bool:

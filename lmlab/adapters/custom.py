@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from lmlab.adapters.base import BaseAdapter, capture
 from lmlab.adapters.head import chunked_cross_entropy
-from lmlab.config import TrainingConfig
+from lmlab.config import ARCHITECTURE, TrainingConfig
+from lmlab.entries import CONFIG, CUSTOM, WEIGHTS
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.files import describe_os_error, dump_json, read_object, share_tensors, write_atomic
 from lmlab.transformer import Attention, Cache, Transformer, attention_probabilities
 
-REQUIRED = {"n_layers", "d_model", "n_heads", "d_ff", "dropout", "max_seq_len"}  # besides the vocabulary's size
+REQUIRED = {*ARCHITECTURE, "max_seq_len"}  # besides the vocabulary's size
 
 
 class CustomTransformerAdapter(BaseAdapter):
     """Wraps a `Transformer`."""
 
-    architecture_type = "custom-transformer"
+    architecture_type = CUSTOM
     model: Transformer
 
     def __init__(self, model: Transformer) -> None:
@@ -98,9 +99,9 @@ class CustomTransformerAdapter(BaseAdapter):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder. Raises OSError."""
-        write_atomic(folder / "config.json", dump_json(self.architecture()))
+        write_atomic(folder / CONFIG, dump_json(self.architecture()))
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         share_tensors(folder)
 
     @classmethod
@@ -109,14 +110,14 @@ class CustomTransformerAdapter(BaseAdapter):
 
         Raises CheckpointError naming the file that is missing or wrong.
         """
-        arguments = load_architecture(folder / "config.json")
+        arguments = load_architecture(folder / CONFIG)
         try:
             with torch.device("meta"):  # no memory and no random numbers are spent on weights that come from the file
                 model = Transformer(**arguments)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{folder / 'config.json'} describes no Transformer: {reason}") from error
-        weights, adapter = folder / "model.safetensors", cls(model)
+            raise CheckpointError(f"{folder / CONFIG} describes no Transformer: {reason}") from error
+        weights, adapter = folder / WEIGHTS, cls(model)
         try:
             tensors = load_file(weights)
             adapter.load_tensors(tensors)  # nothing is copied to meta: only names and shapes are compared

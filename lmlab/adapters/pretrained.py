@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from lmlab.entries import FILE_NAME
+from lmlab.entries import CONFIG, FILE_NAME, INDEX, WEIGHTS
 from lmlab.errors import CheckpointError
 from lmlab.files import describe_os_error, read_object
 from lmlab.words import one_line
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAMES_CODE = {  # keys of a config that make transformers run or read what lies outside the folder's weights
     "adapter_kwargs",
     "attn_implementation",
@@ -70,7 +69,7 @@ def refuse_absurd(values: dict[str, Any], path: Path) -> None:
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a causal language model that transformers ships. Raises CheckpointError saying why not."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     decode = PreTrainedConfig._decode_special_floats
     values = {key: decode(value) for key, value in harmless(read_object(path, CheckpointError)).items()}
     model_type = values.get("model_type")
@@ -152,12 +151,12 @@ def count_parameters(config: PreTrainedConfig, folder: Path, most: int) -> int:
         with quiet(), torch.device("meta"):
             model = model_class(config)(config)
     except Exception as error:  # whatever a model's constructor makes of an absurd config
-        raise CheckpointError(f"{folder / 'config.json'} describes no working model: {one_line(error)}") from error
+        raise CheckpointError(f"{folder / CONFIG} describes no working model: {one_line(error)}") from error
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(buffer.numel() for buffer in model.buffers())
     if n_parameters + tables > 2 * most + (1 << 24):  # room for tied weights and for tables of positions
         raise CheckpointError(
-            f"{folder / 'config.json'} describes {n_parameters:,} weights, the files hold {most:,}; import it again"
+            f"{folder / CONFIG} describes {n_parameters:,} weights, the files hold {most:,}; import it again"
         )
     return n_parameters
 
