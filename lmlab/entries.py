@@ -89,6 +89,11 @@ class Entry(BaseModel):
         meant = (other.model_name, other.run_id, other.step)
         return any((link.model_name, link.run_id, link.step) == meant for link in self.lineage)
 
+    @property
+    def remedy(self) -> str:
+        """What to do where files of the model are lost: it takes the place of what is left of them."""
+        return "import it again" if self.run_id is None else f"register step {self.step} of the run {self.run_id} again"
+
     @field_validator("model_name", "local_path")
     @classmethod
     def _plain_name(cls, value: str) -> str:

@@ -46,10 +46,13 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
     the disk refuses.
     """
     registry = Registry(models_dir)
-    if check_name(name) in registry.names():
+    again = check_name(name) in registry.names()
+    if again and registry.lacks(name) is None:
         raise RegistryError(f"a model {name!r} is registered already; choose another name")
     registry.refuse_placed(name)
     saved = checkpoint.load(checkpoint_folder)
+    if again:
+        refuse_another(registry.get(name), saved)
     refuse_ruined(saved)
     with staged(registry, name) as folder:
         copy_model(saved, folder)
@@ -66,11 +69,19 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
         is_plain = not (folder / CHAR_FILE).exists() and not stands_alone(folder)
         write_atomic(folder / CARD, card(entry, saved, hub_base(registry, saved), is_plain).encode())
         try:
-            registry.admit(folder, entry)
+            registry.admit(folder, entry, again)
         except BaseException:
             take_back(registry, folder, name)
             raise
     return entry
+
+
+def refuse_another(entry: Entry, saved: Checkpoint) -> None:
+    """Raise RegistryError where a model that has lost files is not of that checkpoint."""
+    if (entry.run_id, entry.step) != (saved.state.get("run_id"), saved.step):
+        raise RegistryError(
+            f"a model {entry.model_name!r} is registered already, and has lost files: {entry.remedy}, or choose another name"
+        )
 
 
 def refuse_ruined(saved: Checkpoint) -> None:

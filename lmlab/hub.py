@@ -50,7 +50,8 @@ def import_model(
         attempt = Attempt(registry, name, origin)
         try:
             plan = origin.plan(name, attempt.folder_for)
-            if name in registry.names():
+            again = name in registry.names()
+            if again and not (is_of(registry.get(name), plan) and registry.lacks(name)):
                 attempt.remove()
                 return existing(registry, plan, waited)
             folder = attempt.folder_for(plan)
@@ -62,7 +63,7 @@ def import_model(
             attempt.begin_to_fetch(plan)
             origin.fetch(folder)
             tell("checking the files and the model's first forward pass")
-            return admit(registry, plan, folder, tell)
+            return admit(registry, plan, folder, tell, again)
         except (Unfinished, OSError):
             attempt.leave()
             raise
@@ -162,10 +163,15 @@ def is_of_another_revision(marked: Any, wanted: dict[str, Any]) -> bool:
     return isinstance(marked, dict) and {**marked, "revision": None} == {**wanted, "revision": None}
 
 
+def is_of(entry: Entry, plan: ImportPlan) -> bool:
+    """Whether a registered model is the one that a plan brings in, as far as their names tell."""
+    return (entry.source, entry.model_id, entry.revision) == (plan.source, plan.model_id, plan.revision)
+
+
 def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
     """The registered model, where another process has just imported the very same. Else raises HubError."""
     entry = registry.get(plan.name)
-    same = (entry.source, entry.model_id, entry.revision) == (plan.source, plan.model_id, plan.revision)
+    same = is_of(entry, plan)
     if same and waited and plan.source not in ("local", "gguf"):  # whose ids are names that others may have, too
         return entry
     free = next(name for n in range(2, 10_000) if (name := f"{plan.name[:58]}-v{n}") not in registry.names())
@@ -175,10 +181,10 @@ def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
     raise HubError(f"a model {plan.name!r} is registered already{other}; choose another name: --name {free}")
 
 
-def admit(registry: Registry, plan: ImportPlan, folder: Path, tell: Callable[[str], None]) -> Entry:
+def admit(registry: Registry, plan: ImportPlan, folder: Path, tell: Callable[[str], None], again: bool) -> Entry:
     """Check the gathered files, move them into place and register them, and tell what a user should know of them.
 
-    Raises HubError, RegistryError.
+    again: see `Registry.admit`. Raises HubError, RegistryError.
     """
     what = plan.model_id or plan.name
     origins.disarm(folder)
@@ -203,7 +209,7 @@ def admit(registry: Registry, plan: ImportPlan, folder: Path, tell: Callable[[st
         size_bytes=sum(info.size for info in files.values()),
         created_at=now(),
     )
-    placed = registry.admit(folder, entry)
+    placed = registry.admit(folder, entry, again)
     with contextlib.suppress(OSError):
         (placed / MARKER).unlink()
     return entry

@@ -88,7 +88,7 @@ class Registry:
     def path(self, name: str) -> Path:
         """The folder of a model. Raises ModelNotFound, and RegistryError where files are missing or of another size."""
         entry = self.get(name)
-        self._refuse(name, self._problem(entry, hashes=False))
+        self._refuse(entry, self._problem(entry, hashes=False))
         return self.models_dir / entry.local_path
 
     def verify(self, name: str, *, weights: bool = True) -> Path:
@@ -97,7 +97,7 @@ class Registry:
         weights: False leaves out the hashes of what takes long, for a caller that reads only the other files.
         """
         entry = self.get(name)
-        self._refuse(name, self._problem(entry, hashes=True, weights=weights))
+        self._refuse(entry, self._problem(entry, hashes=True, weights=weights))
         return self.models_dir / entry.local_path
 
     def ancestors(self, name: str) -> list[str]:
@@ -125,10 +125,18 @@ class Registry:
                 self._refuse_taken(entry.model_name, models)
             models[entry.model_name] = entry.model_dump(mode="json")
 
-    def admit(self, staged: Path, entry: Entry) -> Path:
+    def lacks(self, name: str) -> str | None:
+        """The first file of a model that is not as it was registered, in words; None where all are.
+
+        Raises ModelNotFound, and RegistryError on a damaged entry.
+        """
+        return self._problem(self.get(name), hashes=True)
+
+    def admit(self, staged: Path, entry: Entry, again: bool = False) -> Path:
         """Move the finished folder `staged` into place and write its entry, in one go for every other process.
 
-        Raises RegistryError where name or folder is taken; `staged` stays where it is then.
+        again: of a model that is registered and has lost files; what is left of them is put into `.unregistered`. Raises
+        RegistryError where name or folder is taken; `staged` stays where it is then.
         """
         target = self.models_dir / entry.local_path
         try:
@@ -136,7 +144,10 @@ class Registry:
         except OSError as error:
             raise RegistryError(f"cannot write {staged}: {describe_os_error(error)}; check the disk") from error
         with self._writing() as models:
-            self._refuse_taken(entry.model_name, models)
+            if not again:
+                self._refuse_taken(entry.model_name, models)
+            elif os.path.lexists(target):
+                move_folder(target, self._unregistered(entry.local_path))
             try:
                 rename_folder(staged, target)
             except FileExistsError as error:
@@ -182,7 +193,7 @@ class Registry:
         for entry in self.entries():  # before the lock, because hashing takes long
             damage = None if self._missing(entry) else self._problem(entry, hashes=True)
             if damage is not None:
-                problems.append(Problem(entry.model_name, f"{damage}; delete it or import it again"))
+                problems.append(Problem(entry.model_name, f"{damage}; delete it or {entry.remedy}"))
         with self._writing() if fix else self._reading() as models:
             for name, value in list(models.items()):
                 flaw = self._flaw(name, value)
@@ -278,9 +289,9 @@ class Registry:
             return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
         return None if entry.model_name == name else f"it calls itself {entry.model_name!r}"
 
-    def _refuse(self, name: str, problem: str | None) -> None:
+    def _refuse(self, entry: Entry, problem: str | None) -> None:
         if problem is not None:
-            raise RegistryError(f"model {name!r}: {problem}; import it again or run `validate-registry`")
+            raise RegistryError(f"model {entry.model_name!r}: {problem}; {entry.remedy} or run `validate-registry`")
 
     def refuse_placed(self, name: str) -> None:
         """Raise RegistryError where a folder that is not registered stands where the model of a name would go."""

@@ -19,6 +19,7 @@ from lmlab import checkpoint, hub
 from lmlab.adapters.base import BaseAdapter
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.adapters.huggingface import adapter_for
+from lmlab.catalogue import render_info
 from lmlab.errors import CheckpointError, LabWarning, RegistryError
 from lmlab.events import EventLog
 from lmlab.export import register_checkpoint
@@ -338,6 +339,23 @@ def test_what_cannot_be_registered_leaves_nothing(published: Path, models: Path,
         register_checkpoint(saved, "tuned", tmp_path / "file")
     assert set(os.listdir(models)) == {"base", "placed", "registry.json", "registry.json.lock"}
     assert Registry(models).names() == ["base"]
+
+
+def test_a_model_that_lost_files_is_registered_again(published: Path, models: Path, tmp_path: Path) -> None:
+    adapter, tokenizer = trained(published / "qwen2"), HFTokenizer(published / "qwen2")
+    saved = save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-1")
+    entry, registry = register_checkpoint(saved, "tuned", models), Registry(models)
+    with pytest.raises(RegistryError, match="'tuned' is registered already; choose another name"):
+        register_checkpoint(saved, "tuned", models)
+    (models / "tuned" / "model.safetensors").unlink()
+    again = f"register step {entry.step} of the run run-1 again"
+    with pytest.raises(RegistryError, match=rf"model\.safetensors is missing; {again} or run `validate-registry`"):
+        registry.path("tuned")
+    assert f"MISSING: {again} or run `validate-registry`" in render_info(registry, "tuned", tmp_path / "runs")
+    with pytest.raises(RegistryError, match=f"'tuned' is registered already, and has lost files: {again}, or choose"):
+        register_checkpoint(save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-2"), "tuned", models)
+    assert register_checkpoint(saved, "tuned", models).files == entry.files
+    assert registry.validate() == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -664,6 +664,29 @@ def test_a_kill_between_the_move_and_the_entry_is_mended_by_the_same_import(serv
     assert registry.validate() == []
 
 
+@pytest.mark.parametrize("harm", ["folder", "file", "bit"])
+def test_a_model_that_lost_files_is_mended_by_the_same_import(server: HubServer, models: Path, harm: str) -> None:
+    entry, weights = bring(QWEN, models), models / "qwen2.5-0.5b" / "model.safetensors"
+    registry = Registry(models)
+    if harm == "folder":
+        shutil.rmtree(weights.parent)
+    elif harm == "file":
+        weights.unlink()
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    with pytest.raises(RegistryError, match="import it again"):
+        registry.verify("qwen2.5-0.5b")
+    assert f"registered already from {QWEN}; choose" in refused("builtin:tiny-qwen", models, name="qwen2.5-0.5b")
+    assert bring(QWEN, models).files == entry.files
+    assert registry.verify("qwen2.5-0.5b") == weights.parent
+    assert registry.validate() == []
+    rest = {"folder": set(), "file": set(entry.files) - {"model.safetensors"}, "bit": set(entry.files)}[harm]
+    assert {path.name for path in models.glob(".unregistered/qwen2.5-0.5b/*")} == rest
+    assert "'qwen2.5-0.5b' is this very model already; use it" in refused(QWEN, models)
+
+
 def test_a_folder_that_no_entry_names_is_not_overwritten(server: HubServer, models: Path) -> None:
     (models / "qwen2.5-0.5b").mkdir(parents=True)
     (models / "qwen2.5-0.5b" / "mine.txt").write_text("keep")
