@@ -168,9 +168,15 @@ def ignored_settings(config: TrainingConfig, *, from_checkpoint: bool = False) -
         ignored = [name for name in ARCHITECTURE if getattr(config, name) != getattr(defaults, name)]
         if ignored:
             messages.append(f"{config.model_name} has its own architecture; ignored: {', '.join(ignored)}")
-    if config.model_name is not None and config.tokenizer_override is not None and not from_checkpoint:
+    override = config.tokenizer_override if not from_checkpoint else None
+    if override is not None and config.model_name is not None:
         messages.append(
-            f"tokenizer_override: {config.tokenizer_override} is used in place of the model's own tokenizer; trained "
-            "embeddings mean nothing for its ids unless the two agree"
+            f"tokenizer_override: {override} is used in place of the model's own tokenizer; trained embeddings mean "
+            "nothing for its ids unless the two agree"
+        )
+    elif override not in (None, "char"):
+        messages.append(
+            f"tokenizer_override: {override} is used in place of the text's characters; losses are nats per token of it, so "
+            "compare bits_per_byte with runs of another tokenizer"
         )
     return messages

@@ -111,6 +111,10 @@ def test_settings_that_are_not_followed_are_told() -> None:
     assert message == "qwen has its own architecture; ignored: n_layers, dropout"
     (message,) = ignored_settings(TrainingConfig(model_name="qwen", tokenizer_override="char"))
     assert message.startswith("tokenizer_override: char is used in place of the model's own tokenizer")
+    (message,) = ignored_settings(TrainingConfig(tokenizer_override="qwen"))
+    assert message.startswith("tokenizer_override: qwen is used in place of the text's characters; losses are nats per")
+    assert ignored_settings(TrainingConfig(tokenizer_override="qwen"), from_checkpoint=True) == []
+    assert ignored_settings(TrainingConfig(tokenizer_override="char")) == [], "as without it"
 
 
 # --- one at a time --------------------------------------------------------------------------------------------------
