@@ -576,6 +576,21 @@ def test_resized_embeddings_keep_the_old_rows_and_their_tie(folders: dict[str, P
     assert adapter.architecture()["vocab_size"] == adapter.vocab_size
 
 
+def test_a_head_that_is_not_tied_as_its_config_says_keeps_its_rows(tmp_path: Path) -> None:
+    """transformers loads both tables where they differ; resizing and saving must not tie them afterwards."""
+    folder = tiny_models.make(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    own_VD = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file({**tensors, "lm_head.weight": own_VD}, folder / "model.safetensors", metadata={"format": "pt"})
+    adapter = load(folder)
+    ids_BT, _ = batch()
+    with torch.no_grad():
+        before_BTV = adapter.logits(ids_BT)
+        adapter.resize_embeddings(adapter.vocab_size + 5)
+        torch.testing.assert_close(adapter.logits(ids_BT)[..., :-5], before_BTV)
+    assert adapter.architecture()["tie_word_embeddings"] is False
+
+
 def test_the_inside_of_a_model_can_be_looked_at(folders: dict[str, Path]) -> None:
     for family in CORE:
         adapter = load(folders[family])

@@ -185,6 +185,8 @@ def build(
         names = sorted(report["missing_keys"])
         raise CheckpointError(f"the weights in {folder} lack {len(names)} tensors, the first is {names[0]}")
     loaded: PreTrainedModel = model
+    if loaded.get_expanded_tied_weights_keys() and not loaded.all_tied_weights_keys:
+        loaded.config.tie_word_embeddings = False  # the files have another head: else it is lost when rows are added
     unused: Any = loaded
     unused.unused_tensors = sorted(report["unexpected_keys"])
     return loaded
