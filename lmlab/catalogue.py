@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmlab.entries import CONFIG, Entry
+from lmlab.entries import Entry
 from lmlab.errors import LabError
-from lmlab.events import Event, number, parse_line
+from lmlab.events import Event, first_event, number, parse_line
 from lmlab.files import is_there, read_object, tree_size
 from lmlab.registry import Registry
 from lmlab.words import count, one_line, size, text_table
@@ -117,7 +117,7 @@ def render_info(registry: Registry, name: str, runs_dir: Path | str) -> str:
             ("fine-tuning started", entry.fine_tuning_started_at),
         ],
     )
-    architecture = read_small_json(folder / CONFIG)
+    architecture = read_small_json(folder / "config.json")
     lines += section(
         "Architecture",
         [
@@ -166,9 +166,8 @@ def file_facts(folder: Path, entry: Entry) -> list[tuple[str, str]]:
     """Size and sha256 of every file, and which are missing."""
     facts = []
     for name, info in sorted(entry.files.items()):
-        gone = not is_there(folder / name, stat.S_ISREG)
-        advice = f"; MISSING: {entry.remedy} or run `validate-registry`" if gone else ""
-        facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{advice}"))
+        there = "" if is_there(folder / name, stat.S_ISREG) else "; MISSING: import it again or run `validate-registry`"
+        facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{there}"))
     return facts
 
 
@@ -180,20 +179,22 @@ def read_small_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def run_facts(runs_dir: Path, run_id: str, step: int | None, made: str) -> str:
+def run_facts(runs_dir: Path, run_id: str, step: int | None, before: str) -> str:
     """What became of a run that made a model: the step that was taken, and how the run ended, from its log.
 
-    made: when the model was registered; a run that began later has only the name of the one that was.
+    before: when the model was registered. A run of that name that began later is another one.
     """
     taken = f"weights of step {step}"
     if Path(run_id).name != run_id or run_id in ("", ".", ".."):
         return f"{taken}; not a run's name"
-    events = ends_of_log(runs_dir / run_id / "log.jsonl")
-    if not events:
+    for log in (runs_dir / run_id / "log.jsonl", *sorted(runs_dir.glob("*/log.jsonl"))):  # a folder can be renamed
+        first = first_event(log)
+        if first.get("run_id") == run_id and (not before or str(first.get("time", "")) <= before):
+            break
+    else:
         return f"{taken}; its folder is not in {runs_dir}"
-    if made and str(events[0].get("time", "")) > made:
-        return f"{taken}; the run of this name in {runs_dir} is another one, begun later"
-    facts = [taken]
+    events = ends_of_log(log)
+    facts = [taken] if log.parent.name == run_id else [f"in folder {log.parent.name}", taken]
     if events[0].get("kind"):
         facts.append(str(events[0]["kind"]))
     evals = [event for event in events if event["event"] == "eval"]

@@ -24,7 +24,7 @@ from lmlab.config import TrainingConfig
 from lmlab.corpus import Corpus, LargeCorpus, is_storybook, storybook_characters
 from lmlab.data import IGNORED, DataLoader, own_rows
 from lmlab.devices import autocast
-from lmlab.events import parse_line
+from lmlab.events import first_event
 from lmlab.history import as_mapping
 from lmlab.memory import evaluated_tokens
 from lmlab.modes import in_mode
@@ -173,22 +173,11 @@ def floor_of(
     return math.fsum(nats), math.fsum(nats[: len(tokenizer.decode(counted))]) / len(counted)
 
 
-def first_start(log: Path) -> Mapping[str, Any]:
-    """The event with which a log begins, without reading on; empty where there is none."""
-    try:
-        if not log.is_file():
-            return {}
-        with open(log, "rb") as file:
-            return parse_line(file.readline()) or {}
-    except OSError:
-        return {}
-
-
 def seen_before(facts: Mapping[str, Any], config: TrainingConfig, runs_dir: Path) -> list[str]:
     """A warning where an ancestor was trained on text that a run is validated on, as far as its run is still there."""
     for link in facts["lineage"] if config.eval_cadence is not None else ():
         run_id = link.get("run_id")
-        start = first_start(runs_dir / run_id / LOG) if isinstance(run_id, str) else {}
+        start = first_event(runs_dir / run_id / LOG) if isinstance(run_id, str) else {}
         ratio = as_mapping(start.get("config")).get("train_ratio")
         if not isinstance(ratio, float):
             continue

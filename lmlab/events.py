@@ -126,6 +126,17 @@ def parse_line(line: bytes) -> Event | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
+def first_event(log: Path) -> Event:
+    """The event with which a log begins, without reading on; empty where there is none."""
+    try:
+        if not log.is_file():
+            return {}
+        with open(log, "rb") as file:
+            return parse_line(file.readline()) or {}
+    except OSError:
+        return {}
+
+
 def parse_lines(lines: Iterable[bytes]) -> Events:
     """The events of whole lines; those that hold none are counted as damaged, empty ones passed over."""
     events = Events()

@@ -572,11 +572,23 @@ def test_info_tells_everything_about_a_model(tmp_path: Path) -> None:
     assert "run-1  weights of step 20; fine-tune; val_loss 1.5000 at step 20; completed" in info
     assert "base  its own weights" in info
     assert "run-2  weights of step 7; its folder is not in" in render_info(registry, "grandchild", tmp_path / "runs")
-    events[0]["time"] = "9999-01-01T00:00:00.000000Z"  # the run was deleted, and its name given again
-    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    again = render_info(registry, "child", tmp_path / "runs")
-    assert "run-1  weights of step 20; the run of this name in" in again
-    assert "1.5000" not in again
+
+
+def test_info_tells_of_the_run_that_made_a_model_and_of_no_other_of_its_name(tmp_path: Path) -> None:
+    registry, runs = Registry(tmp_path / "models"), tmp_path / "runs"
+    register(registry, "tuned", run_id="week", step=4, created_at="2026-01-02T00:00:00.000000Z")
+
+    def write_log(name: str, time: str, val_loss: float) -> None:
+        (runs / name).mkdir(parents=True)
+        start = {"event": "run_start", "run_id": "week", "time": time, "kind": "fine-tune"}
+        lines = [json.dumps(event) + "\n" for event in (start, {"event": "eval", "step": 4, "val_loss": val_loss})]
+        (runs / name / "log.jsonl").write_text("".join(lines))
+
+    write_log("week", "2026-01-03T00:00:00.000000Z", 9.0)  # begun under the same name after the other was deleted
+    assert f"week  weights of step 4; its folder is not in {runs}" in render_info(registry, "tuned", runs)
+    write_log("week-old", "2026-01-01T00:00:00.000000Z", 1.5)  # or after its folder was renamed
+    shown = render_info(registry, "tuned", runs)
+    assert "week  in folder week-old; weights of step 4; fine-tune; val_loss 1.5000 at step 4" in shown
 
 
 def test_nothing_in_an_entry_can_steer_the_terminal_or_leave_the_runs_folder(tmp_path: Path) -> None:
