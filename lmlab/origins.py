@@ -280,6 +280,7 @@ def make_tiny_qwen(target: Path) -> None:
 
     from lmlab import storybook
     from lmlab.adapters.pretrained import quiet
+    from lmlab.isolation import on_its_own
 
     end = "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
@@ -300,7 +301,7 @@ def make_tiny_qwen(target: Path) -> None:
         tie_word_embeddings=True,
         eos_token_id=tokenizer.token_to_id(end),
     )
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), on_its_own(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(config)
     with quiet(), plain_os_errors():
@@ -337,18 +338,15 @@ def examine(folder: Path, what: str) -> tuple[BaseAdapter, list[str]]:
     """Load the model in a folder and run a few tokens through it, and its tokenizer; with what to know of both.
 
     On the way its shapes are compared with the files' on the meta device, before memory is spent. Raises HubError saying
-    what fails.
+    what fails, and OutOfMemory.
     """
-    from lmlab.adapters.custom import CustomTransformerAdapter
+    from lmlab.isolation import on_its_own
+    from lmlab.loading import load_adapter
 
     try:
-        if architecture(folder).get("model_type") == CustomTransformerAdapter.architecture_type:
-            adapter: BaseAdapter = CustomTransformerAdapter.load(folder)
-        else:
-            from lmlab.adapters.huggingface import adapter_for
-
-            adapter = adapter_for(str(architecture(folder).get("model_type"))).load(folder)
-        try_forward(adapter, what)
+        with on_its_own():
+            adapter = load_adapter(folder)
+            try_forward(adapter, what)
         notes = [*weights_notes(adapter), *tokenizer_notes(folder, adapter.vocab_size)]
     except CheckpointError as error:
         raise HubError(f"{what} cannot be used: {without_folder(error, folder)}") from error

@@ -16,6 +16,7 @@ import torch
 from tiny_config import TINY
 
 from lmlab import events, isolation, lab
+from lmlab.hub import import_model
 from lmlab.sampling import write_samples
 from lmlab.trainer import Trainer
 from lmlab.transformer import Transformer
@@ -159,6 +160,16 @@ def test_a_model_is_made_of_fp32_whatever_the_default() -> None:
     with default_type(torch.float64):
         made = Transformer(5, **shape).state_dict()
     assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("setting", ["doubles", "another device"])
+def test_what_a_notebook_has_set_changes_nothing_of_a_model_that_is_imported(setting: str) -> None:
+    expected = import_model("builtin:tiny-qwen", "straight")
+    with SETTINGS[setting]():
+        imported = import_model("builtin:tiny-qwen", "beside")
+    assert imported is not None
+    assert expected is not None
+    assert imported.files["model.safetensors"] == expected.files["model.safetensors"]
 
 
 def test_threads_that_wait_leave_the_default_type_of_the_notebook() -> None:
