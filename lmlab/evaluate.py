@@ -26,6 +26,7 @@ from lmlab.data import IGNORED, DataLoader, own_rows
 from lmlab.devices import autocast
 from lmlab.events import first_event
 from lmlab.history import as_mapping
+from lmlab.isolation import on_its_own
 from lmlab.memory import evaluated_tokens
 from lmlab.modes import in_mode
 from lmlab.ranks import ALONE, World
@@ -124,6 +125,7 @@ def token_losses(adapter: BaseAdapter, inputs_BT: Tensor, targets_BT: Tensor) ->
     return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
 
 
+@on_its_own()
 @torch.no_grad()
 def text_losses(adapter: BaseAdapter, ids_T: Tensor) -> Tensor:
     """The loss of every token of a text in nats but for the first, losses_T in fp32. Dropout is off.
@@ -145,6 +147,7 @@ def text_losses(adapter: BaseAdapter, ids_T: Tensor) -> Tensor:
     return torch.cat(losses)
 
 
+@on_its_own()
 def losses_by_position(adapter: BaseAdapter, loader: DataLoader) -> Tensor:
     """Mean loss at every position of the window in nats, losses_T: how much more context helps."""
     total_T = torch.zeros(loader.dataset.max_seq_len, dtype=torch.float64)

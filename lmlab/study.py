@@ -20,6 +20,7 @@ from lmlab.errors import ConfigError, DivergedError, LabError, OutOfMemory, Usag
 from lmlab.evaluate import text_losses
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
+from lmlab.isolation import on_its_own
 from lmlab.lab import Run
 from lmlab.launching import attach
 from lmlab.modes import in_mode
@@ -372,7 +373,7 @@ class Look:
             raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
         self.ids, self.tokens = ids, self._tokenizer.pieces(ids)
         ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
-        with torch.no_grad(), in_mode(self._adapter, training=False):
+        with on_its_own(), torch.no_grad(), in_mode(self._adapter, training=False):
             self.probabilities_LHTT = torch.stack([p[0].float().cpu() for p in self._adapter.attentions(ids_BT)])
             self.hidden_L = self._adapter.hidden_states(ids_BT)
 
@@ -381,11 +382,12 @@ class Look:
         """What the model would say after each layer. Raises ConfigError where its final norm or head are not known."""
         return torch.stack([*self._logits()])
 
-    @torch.no_grad()
     def _logits(self) -> Iterator[Tensor]:
         """The same a layer at a time, logits_TV: of a large vocabulary, all of them are gigabytes."""
         for x_BTD in self.hidden_L:
-            yield self._adapter.unembed(x_BTD)[0].float().cpu()
+            with on_its_own(), torch.no_grad():
+                logits_TV = self._adapter.unembed(x_BTD)[0].float().cpu()
+            yield logits_TV
 
     def attention(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Figure:
         """Attention maps, a row for each layer and a column for each head; see `views.plots.attention_figure`."""

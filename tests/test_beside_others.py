@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_config import TINY
 
-from lmlab import events, isolation, lab
+from lmlab import events, isolation, lab, scaling, study
 from lmlab.hub import import_model
 from lmlab.sampling import write_samples
 from lmlab.trainer import Trainer
@@ -170,6 +170,21 @@ def test_what_a_notebook_has_set_changes_nothing_of_a_model_that_is_imported(set
     assert imported is not None
     assert expected is not None
     assert imported.files["model.safetensors"] == expected.files["model.safetensors"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_a_notebook_has_set_changes_nothing_of_what_is_seen_inside_a_model(setting: str) -> None:
+    run = lab.run({**CONFIG, "max_steps": 1}, "storybook:20000", listeners=[])
+
+    def seen() -> list[Any]:
+        look = study.look(run, "The cat")
+        losses = [loss for loss in study.losses_of(run.load()[0], look.ids) if loss is not None]
+        parts = (look.logits_LTV, look.probabilities_LHTT, *look.hidden_L)
+        return [*(part.tolist() for part in parts), losses, scaling.by_position(run).losses_T.tolist()]
+
+    straight = seen()
+    with SETTINGS[setting]():
+        assert seen() == straight
 
 
 def test_threads_that_wait_leave_the_default_type_of_the_notebook() -> None:
