@@ -75,12 +75,12 @@ class World:
         """What rank 0 says."""
         if self.alone:
             return value
-        data = value.encode() if self.leads else b""
+        data = value.encode("utf-8", "surrogatepass") if self.leads else b""  # a path may be no UTF-8
         length = self._tensor([len(data)])
         torch.distributed.broadcast(length, 0, group=self.group)
         content = self._tensor(list(data) if self.leads else [0] * int(length))
         torch.distributed.broadcast(content, 0, group=self.group)
-        return bytes(content.tolist()).decode()
+        return bytes(content.tolist()).decode("utf-8", "surrogatepass")
 
     def first(self, work: Callable[[], Any]) -> str:
         """What `work` gives as text, done by rank 0 for all. Where it fails, every rank raises: RankError but for rank 0."""

@@ -405,6 +405,15 @@ def test_a_failing_rank_ends_the_run_with_its_own_message(pair: Bench, flags: Ca
     assert pair.run("failing").step == 3
 
 
+@pytest.mark.parametrize("path", ["runs", "Läufe", os.fsdecode(b"caf\xe9")])  # the last is no UTF-8, as a folder may be
+def test_what_rank_0_says_arrives_whatever_it_is(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source, group: said.append(tensor.clone()))
+    assert ranks.World(0, 2, "gloo").first(lambda: path) == path
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source, group: tensor.copy_(said.pop(0)))
+    assert ranks.World(1, 2, "gloo").first(lambda: "") == path
+
+
 def test_weights_are_dealt_out_to_the_processors_of_a_machine_with_another_accelerator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
