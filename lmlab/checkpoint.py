@@ -30,10 +30,8 @@ from lmlab.files import (
     is_hidden,
     move_folder,
     new_folder_beside,
-    read_json,
     read_object,
     remove_tree,
-    sha256_bytes,
     sha256_file,
     share_tensors,
     write_atomic,
@@ -345,11 +343,6 @@ def opened(folder: Path) -> Checkpoint:
     if not isinstance(state.get("step"), int):
         raise CheckpointError(f"{folder / 'state.json'} is no state of a run: it names no step")
     return Checkpoint(absolute(folder), state)
-
-
-def fingerprint(folder: Path) -> str:
-    """One sha256 over the manifest's entries: equal where two checkpoints are equal in every file."""
-    return sha256_bytes(dump_json(read_json(folder / MANIFEST)["files"]))
 
 
 def steps(checkpoints: Path) -> list[int]:

@@ -84,8 +84,8 @@ def test_the_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> Non
     for name, entry in listed.items():
         assert entry == {"size": (folder / name).stat().st_size, "sha256": files.sha256_file(folder / name)}
     assert len(listed) == 6
-    assert checkpoint.fingerprint(folder) == checkpoint.fingerprint(save(tmp_path / "other"))
-    assert checkpoint.fingerprint(folder) != checkpoint.fingerprint(save(tmp_path / "third", step=4))
+    assert checkpoint.read_manifest(folder) == checkpoint.read_manifest(save(tmp_path / "other"))
+    assert checkpoint.read_manifest(folder) != checkpoint.read_manifest(save(tmp_path / "third", step=4))
 
 
 def test_a_run_before_its_first_step_and_without_tokenizer_can_be_saved(tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_who_may_read_a_checkpoint_may_read_its_tensors(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_never_written_over(tmp_path: Path) -> None:
     folder = save(tmp_path / "step-00000003")
-    before = checkpoint.fingerprint(folder)
+    before = checkpoint.read_manifest(folder)
     with pytest.raises(CheckpointError, match="exists already; resume from it or remove it first"):
         save(folder, step=4)
-    assert checkpoint.fingerprint(folder) == before
+    assert checkpoint.read_manifest(folder) == before
 
 
 # --- crashes and failures -------------------------------------------------------------------------------------------

@@ -65,13 +65,13 @@ def fill_the_disk_at_20_sizes(corpus: str, beside: bool) -> None:
     for size in sizes:
         files.remove_tree(RUN)
         shutil.copytree("base", RUN)
-        before = {step: checkpoint.fingerprint(checkpoint.step_folder(CHECKPOINTS, step)) for step in (1, 2, 3)}
+        before = {step: checkpoint.mark_of(CHECKPOINTS, step) for step in (1, 2, 3)}
         status, said = command("--resume", str(RUN), "--max-steps", "6", largest_file=size)
         check_one_line(status, said)
         refused_at[next(what for what in refused_at if what in said[0])] += 1
-        for step, fingerprint in before.items():
+        for step, mark in before.items():
             assert checkpoint.load(checkpoint.step_folder(CHECKPOINTS, step)).step == step
-            assert checkpoint.fingerprint(checkpoint.step_folder(CHECKPOINTS, step)) == fingerprint
+            assert checkpoint.mark_of(CHECKPOINTS, step) == mark
         assert [path for path in RUN.rglob(".*") if files.TEMPORARY.match(path.name)] == []
         assert command("--resume", str(RUN), "--max-steps", "6") == (0, [])
         steps = [event["step"] for event in events.read(RUN / "log.jsonl") if event["event"] == "step"]
