@@ -18,6 +18,7 @@ from lmlab.errors import RunError
 from lmlab.files import describe_os_error, sync_descriptor, sync_folder, write_atomic
 
 Event = dict[str, Any]
+HOOK_EVENT = ("event", "run_id", "time", "step", "name")  # what a `hook` event says besides what the hook measured
 
 
 def now() -> str:

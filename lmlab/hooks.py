@@ -20,12 +20,12 @@ from torch import Tensor
 from lmlab.adapters.base import BaseAdapter
 from lmlab.devices import row_norms
 from lmlab.errors import ConfigError, UsageError
+from lmlab.events import HOOK_EVENT
 from lmlab.modes import in_mode
 from lmlab.ranks import whole
 
 DEFAULT_CADENCE = 10
 MEASURED_WINDOWS = 4  # windows of the batch that a hook looks at
-TAKEN = ("event", "run_id", "time", "step", "name")  # what a `hook` event says by itself
 
 
 class Hook(ABC):
@@ -36,8 +36,8 @@ class Hook(ABC):
 
     @abstractmethod
     def measure(self, model: BaseAdapter, inputs_BT: Tensor) -> dict[str, Any]:
-        """Values for a `hook` event, by names that are not in TAKEN: text, numbers, arrays, tensors, lists and mappings of
-        them. The model is in evaluation mode, without gradients."""
+        """Values for a `hook` event, by names that are not in `events.HOOK_EVENT`: text, numbers, arrays, tensors, lists and
+        mappings of them. The model is in evaluation mode, without gradients."""
 
 
 class ActivationStats(Hook):
@@ -126,7 +126,7 @@ def measure(active: ActiveHook, model: BaseAdapter, inputs_BT: Tensor) -> dict[s
         measured: Any = active.hook.measure(model, inputs_BT[:MEASURED_WINDOWS])
     if not isinstance(measured, Mapping):
         raise UsageError(f"the hook {name!r} returned a {type(measured).__name__}; return a mapping of names to values")
-    taken = sorted(set(TAKEN) & set(measured))
+    taken = sorted(set(HOOK_EVENT) & set(measured))
     if taken:
         raise UsageError(f"the hook {name!r} returned {taken[0]!r}, which its event says by itself; call it otherwise")
     return {str(key): written(value, f"{key!r} of the hook {name!r}") for key, value in measured.items()}

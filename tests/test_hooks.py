@@ -180,7 +180,7 @@ def test_what_a_hook_returns_is_written_as_plain_numbers(
     put(monkeypatch, measured)
     run = lab.run(tiny, corpus, hooks=["own:6"], listeners=[])
     (event,) = [event for event in events.read(run.log_path) if event["event"] == "hook"]
-    assert {key: event[key] for key in event.keys() - set(hooks.TAKEN)} == {
+    assert {key: event[key] for key in event.keys() - set(events.HOOK_EVENT)} == {
         "scalar": 0.5, "count": 3, "array": [[1, 2], [3, 4]], "tensor": [1.0, 1.0], "half": 0.25,
         "deep": {"a": [1.5, [2]]}, "nan": "NaN", "text": "so", "none": None, "7": True,
     }  # fmt: skip

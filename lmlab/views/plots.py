@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lmlab import words
 from lmlab.errors import UsageError
+from lmlab.events import HOOK_EVENT
 from lmlab.history import History, step_of
 from lmlab.views.curves import LARGEST_DRAWN, Floats, smooth, span_for, thin, value_range
 from lmlab.views.figure import colour_map, label, legend_labels, new_figure, style, token_label
@@ -351,7 +352,7 @@ def hook_figure(run: History, name: str) -> Figure:
     found: dict[str, dict[tuple[str, ...], list[tuple[int, float]]]] = {}
     for event in events:
         for key, value in event.items():
-            if key not in ("event", "run_id", "time", "step", "name"):
+            if key not in HOOK_EVENT:
                 for path, number in _numbers(value):
                     found.setdefault(key, {}).setdefault(path, []).append((step_of(event), number))
     n_layers = next((run.model[key] for key in N_LAYERS if key in run.model), None)
