@@ -5,12 +5,12 @@ ipywidgets loads when one is made.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmlab.errors import LabError
 from lmlab.views.html import element, escape, page
+from lmlab.views.live import kernel_here
 
 
 class Face:
@@ -75,8 +75,7 @@ def remember(face: Face) -> None:
 
 def this_cell() -> tuple[str | None, str]:
     """What names the notebook's cell that is running, and this execution of it; None outside of a kernel."""
-    ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython() if ipython is not None else None, "kernel", None)
+    kernel = kernel_here()
     if kernel is None:
         return None, ""
     parent = kernel.get_parent()

@@ -97,11 +97,15 @@ def loss_chart(history: History, total: int | None = None) -> str:
     return chart(lines, y_label="loss, nats per token", x_end=total, floor=history.loss_floor or None)
 
 
+def kernel_here() -> Any:
+    """The IPython kernel that runs in this process, or that it was forked from; None where there is none."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython.get_ipython() if ipython is not None else None, "kernel", None)
+
+
 def in_notebook() -> bool:
     """Whether this is an IPython kernel, which can show HTML and replace it; a fork of one cannot."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = kernel_here()
     process = getattr(getattr(kernel, "session", None), "pid", None)  # that the kernel began in
     return kernel is not None and process in (None, os.getpid())
 
