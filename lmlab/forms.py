@@ -97,7 +97,7 @@ class ConfigForm(Face):
         return TrainingConfig.from_dict(self.values(), source="form")
 
     def _check(self, _: object) -> None:
-        if not self.base or set(self.controls) != set(TrainingConfig.model_fields):
+        if set(self.controls) != set(TrainingConfig.model_fields):
             return  # still being made
         try:
             config, before = self.config.to_dict(), self.base.to_dict()

@@ -53,7 +53,7 @@ BEGINNING = (
     "hooks", "model_name", "tokenizer_override", "resize_embeddings", "max_seq_len", "train_ratio", "eval_cadence",
     "compile", "activation_checkpointing",
 )  # fmt: skip
-SHOWN_WINDOWS = 64  # tokens that the pictures of `look` can hold
+MOST_LOOKED_AT = 64  # tokens that the pictures of `look` can hold
 
 Given = Run | str | Path  # a run, itself or by its id or folder
 Source = Given  # who writes and is looked at: a run, or a registered model by its name
@@ -369,8 +369,8 @@ class Look:
     def __init__(self, run: Source, text: str, models_dir: str | Path | None = None) -> None:
         self._adapter, self._tokenizer, _ = load_source(run, models_dir)
         ids = self._tokenizer.begun(self._tokenizer.encode(text)).tolist()
-        if not 1 < len(ids) <= SHOWN_WINDOWS:
-            raise UsageError(f"{len(ids)} tokens: look at 2 to {SHOWN_WINDOWS}; choose a shorter or longer text")
+        if not 1 < len(ids) <= MOST_LOOKED_AT:
+            raise UsageError(f"{len(ids)} tokens: look at 2 to {MOST_LOOKED_AT}; choose a shorter or longer text")
         self.ids, self.tokens = ids, self._tokenizer.pieces(ids)
         ids_BT = torch.tensor([ids], device=next(self._adapter.parameters()).device)
         with on_its_own(), torch.no_grad(), in_mode(self._adapter, training=False):
