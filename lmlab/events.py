@@ -55,12 +55,13 @@ class EventLog:
 
     def __init__(self, path: Path | str, run_id: str) -> None:
         """Open (and make) `path` for appending. Raises RunError where it cannot be written."""
-        self.path, self.run_id = Path(path), run_id
+        self.path, self.run_id, self._descriptor = Path(path), run_id, -1
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             self._torn = self._ends_torn()
             sync_folder(self.path.parent)  # so that a new log's name is on the disk before what rests on it
         except OSError as error:
+            self.close()
             raise self._failure(error) from error
 
     def write(self, event: str, step: int | None = None, **fields: Any) -> Event:

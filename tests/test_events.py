@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,6 +26,21 @@ def write_log(path: Path, n: int = 4) -> bytes:
     log.close()
     log.close()
     return path.read_bytes()
+
+
+def test_a_log_that_cannot_be_opened_whole_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    opened: list[int] = []
+    open_plainly = os.open
+    monkeypatch.setattr(os, "open", lambda *given: opened.append(open_plainly(*given)) or opened[-1])
+    monkeypatch.setattr(events, "sync_folder", refuse)
+    with pytest.raises(RunError, match=r"cannot write the log .*: Input/output error"):
+        events.EventLog(tmp_path / "log.jsonl", "run-1")
+    (descriptor,) = opened
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_a_log_cut_at_every_byte_gives_every_whole_line(tmp_path: Path) -> None:
