@@ -166,8 +166,9 @@ def file_facts(folder: Path, entry: Entry) -> list[tuple[str, str]]:
     """Size and sha256 of every file, and which are missing."""
     facts = []
     for name, info in sorted(entry.files.items()):
-        there = "" if is_there(folder / name, stat.S_ISREG) else "; MISSING: import it again or run `validate-registry`"
-        facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{there}"))
+        gone = not is_there(folder / name, stat.S_ISREG)
+        advice = f"; MISSING: {entry.remedy} or run `validate-registry`" if gone else ""
+        facts.append((name, f"sha256 {info.sha256}, {size(info.size)}{advice}"))
     return facts
 
 

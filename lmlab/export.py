@@ -16,7 +16,7 @@ from typing import Any
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
-from lmlab.entries import CONFIG, WEIGHTS, Entry, FileInfo, check_name
+from lmlab.entries import Entry, FileInfo, check_name
 from lmlab.errors import CheckpointError, RegistryError, warn_caller
 from lmlab.events import now
 from lmlab.files import (
@@ -36,7 +36,7 @@ from lmlab.tokenizers import CHAR_FILE, SPECIAL_TOKENS, keep_apart, stands_alone
 from lmlab.words import one_line
 
 CARD = "README.md"
-MODEL_FILES = (CONFIG, WEIGHTS)
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Path | str | None = None) -> Entry:
@@ -77,8 +77,9 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
 
 
 def refuse_another(entry: Entry, saved: Checkpoint) -> None:
-    """Raise RegistryError where a model that has lost files is not of that checkpoint."""
-    if (entry.run_id, entry.step) != (saved.state.get("run_id"), saved.step):
+    """Raise RegistryError where a model that has lost files does not have the weights of that checkpoint."""
+    weights = entry.files.get("model.safetensors")
+    if weights is None or weights.sha256 != sha256_file(saved.folder / "model.safetensors"):
         raise RegistryError(
             f"a model {entry.model_name!r} is registered already, and has lost files: {entry.remedy}, or choose another name"
         )
@@ -156,9 +157,9 @@ def copy_beside(source: Path, names: Iterable[str], folder: Path) -> None:
 def keep_special_tokens(source: Path, folder: Path) -> None:
     """Where a model has other special tokens than its source, have its settings for generation name its own."""
     settings = folder / "generation_config.json"
-    if not settings.is_file() or not (source / CONFIG).is_file():
+    if not settings.is_file() or not (source / "config.json").is_file():
         return
-    own, before = (read_json(path / CONFIG) for path in (folder, source))
+    own, before = (read_json(path / "config.json") for path in (folder, source))
     if any(own.get(name) != before.get(name) for name in SPECIAL_TOKENS):
         kept = {name: value for name, value in read_json(settings).items() if name not in SPECIAL_TOKENS}
         named = {name: own[name] for name in SPECIAL_TOKENS if own.get(name) is not None}

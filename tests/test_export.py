@@ -352,8 +352,9 @@ def test_a_model_that_lost_files_is_registered_again(published: Path, models: Pa
     with pytest.raises(RegistryError, match=rf"model\.safetensors is missing; {again} or run `validate-registry`"):
         registry.path("tuned")
     assert f"MISSING: {again} or run `validate-registry`" in render_info(registry, "tuned", tmp_path / "runs")
+    other = save_checkpoint(tmp_path / "others", trained(published / "gpt2"), tokenizer, "run-1")
     with pytest.raises(RegistryError, match=f"'tuned' is registered already, and has lost files: {again}, or choose"):
-        register_checkpoint(save_checkpoint(tmp_path / "runs", adapter, tokenizer, "run-2"), "tuned", models)
+        register_checkpoint(other, "tuned", models)
     assert register_checkpoint(saved, "tuned", models).files == entry.files
     assert registry.validate() == []
 
