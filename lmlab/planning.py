@@ -182,7 +182,7 @@ def check_config(
     warnings = [
         *ignored_settings(config),
         devices.slow_precision(precision, device) if device_name is None else "",
-        prompt_warning(config, tokenizer),
+        prompt_warning(config, tokenizer, adapter.max_positions),
         *([beyond(found.memory, devices.memory_of(device))] if together is None else together.warnings()),
         disk_warning(found) if device_name is None else "",
     ]
@@ -265,13 +265,15 @@ def outline(
 # --- warnings: what stops no one from trying, one line each, empty where all is well -----------------------------
 
 
-def prompt_warning(config: TrainingConfig, tokenizer: Tokenizer) -> str:
-    """A warning where samples will not begin with the prompt."""
+def prompt_warning(config: TrainingConfig, tokenizer: Tokenizer, longest: int | None) -> str:
+    """A warning where samples will not go on from the prompt. longest: the context that the model takes, None: any."""
     try:
-        tokenizer.encode(config.sampling_prompt)
+        n_prompt = len(tokenizer.begun(tokenizer.encode(config.sampling_prompt)))
     except TokenizerError as error:
         return f"sampling_prompt cannot be encoded ({error}); samples would begin elsewhere"
-    return ""
+    if longest is None or n_prompt < longest:
+        return ""
+    return f"sampling_prompt has {n_prompt:,} tokens, and the model takes {longest:,} in all: samples would end with it"
 
 
 def beyond(needed: int, available: int | None, whose: str = "the machine") -> str:

@@ -395,8 +395,13 @@ class Trainer:
             return None
         prompt, ids = self._prompt(self.tokenizer)
         settings = SamplingSettings.from_config(self.config)
+        begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
+        longest = self.model.max_positions
+        if longest is not None and len(begun) >= longest:
+            self._warn_of_prompt(
+                f"has {len(begun):,} tokens, and the model takes {longest:,} in all: samples end with it"
+            )
         with devices.autocast(self.precision, self.device):
-            begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
             ids_BT = self.model.generate(begun[None].to(self.device), settings)
         text = self.tokenizer.decode(ids_BT[0, len(begun) - len(ids) :].tolist())
         self.tell("sample", prompt=prompt, sample_text=text)
@@ -408,14 +413,18 @@ class Trainer:
         try:
             ids = torch.from_numpy(tokenizer.encode(prompt)).long()
         except TokenizerError as error:
-            if not self._warned_of_prompt:
-                self.tell("warning", message=f"sampling_prompt cannot be encoded ({error}); samples begin elsewhere")
-            self._warned_of_prompt = True
+            self._warn_of_prompt(f"cannot be encoded ({error}); samples begin elsewhere")
             ids = torch.empty(0, dtype=torch.int64)
         if len(ids):
             return prompt, ids
         first = tokenizer.end_of_text_id if tokenizer.end_of_text_id is not None else 0
         return tokenizer.decode([first]), torch.tensor([first])
+
+    def _warn_of_prompt(self, problem: str) -> None:
+        """Say what is wrong with `sampling_prompt`, once."""
+        if not self._warned_of_prompt:
+            self.tell("warning", message=f"sampling_prompt {problem}")
+        self._warned_of_prompt = True
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

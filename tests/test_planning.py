@@ -284,6 +284,12 @@ def test_a_registered_custom_transformer(tmp_path: Path, tiny: dict[str, Any], c
     assert report.estimate.n_parameters == lab.build(tiny, corpus).model.n_parameters()
 
 
+def test_a_prompt_that_leaves_no_room_for_a_sample_is_a_warning(tmp_path: Path, corpus: Path, tiny_qwen: str):
+    values = {"model_name": tiny_qwen, "max_seq_len": 64, "sampling_prompt": "The cat sat. " * 60}
+    (warning,) = planning.check_config(written(tmp_path, **values), corpus).warnings
+    assert warning.endswith("tokens, and the model takes 128 in all: samples would end with it")
+
+
 def test_windows_and_tokenizers_that_do_not_fit_a_model_are_errors(tmp_path: Path, corpus: Path, tiny_qwen: str):
     with pytest.raises(ConfigError, match=r"max_seq_len=129 is longer than tiny can take; its limit is 128"):
         planning.check_config(written(tmp_path, model_name=tiny_qwen, max_seq_len=129), corpus)

@@ -418,6 +418,16 @@ def test_a_prompt_that_cannot_be_said_is_warned_of_once() -> None:
     assert "warned" not in trainer.state()
 
 
+def test_a_prompt_that_leaves_no_room_is_warned_of_once() -> None:
+    trainer, told = make(config=config(sampling_prompt="the dog"))
+    trainer.model.max_positions = 8
+    assert trainer.sample() != "the dog", "the last place is the model's"
+    trainer.model.max_positions = 7
+    assert [trainer.sample(), trainer.sample()] == ["the dog"] * 2
+    (warning,) = told.of("warning")
+    assert warning["message"] == "sampling_prompt has 7 tokens, and the model takes 7 in all: samples end with it"
+
+
 # --- early stopping, and the best checkpoint ------------------------------------------------------------------------
 
 
