@@ -41,6 +41,7 @@ from lmlab.resuming import (
     named_fields,
     read_checkpoint,
     run_folder_of,
+    run_id_of,
     same_corpus,
     saved_config,
 )
@@ -316,6 +317,7 @@ def branch(
     """
     world = ranks.join()
     saved, warnings = find_together(where, find_runs_dir(runs_dir), world)
+    run_id_of(saved)  # what has one says all that a branch is told of
     if name in (saved_config(saved).model_name, saved.state.get("register_as")):
         if run_name is not None:
             raise UsageError(

@@ -101,10 +101,7 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
     for checkpoints in around:
         if checkpoints.name == "checkpoints" and (checkpoints.parent / LOG).exists():
             return checkpoints.parent
-    run_id = saved.state.get("run_id")
-    if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
-        raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
-    folder = runs_dir / run_id
+    folder = runs_dir / run_id_of(saved)
     if (folder / "checkpoints").resolve() in [each.resolve() for each in around]:  # its log was lost or left behind
         return folder
     if checkpoint.steps(folder / "checkpoints"):  # else an earlier attempt at this was killed before it saved
@@ -115,6 +112,19 @@ def run_folder_of(saved: Checkpoint, runs_dir: Path) -> Path:
             )
         raise RunError(f"{saved.folder} is a copy outside of its run, and {folder} exists; resume that run instead")
     return folder
+
+
+def run_id_of(saved: Checkpoint) -> str:
+    """The id of the run that a checkpoint was saved in. Raises CheckpointError where it names none."""
+    run_id = saved.state.get("run_id")
+    if run_id is None:
+        raise CheckpointError(
+            f"{saved.folder} was saved by a Trainer of no run; go on with it in Python (Trainer.from_checkpoint), or use a "
+            "checkpoint of a run"
+        )
+    if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):  # what others wrote leads nowhere else
+        raise CheckpointError(f"{saved.folder / 'state.json'} is damaged: it names no run; use another checkpoint")
+    return run_id
 
 
 def folders_around(path: Path) -> tuple[Path, Path]:

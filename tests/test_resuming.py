@@ -26,11 +26,23 @@ def test_a_copied_checkpoint_goes_on_in_a_folder_of_its_run_s_id(tmp_path: Path)
         run_folder_of(saved, tmp_path / "runs")
 
 
-@pytest.mark.parametrize("run_id", ["../../escaped", "/tmp/escaped", "..", ".", "", "a/b", ".hidden", None, 3.5, ["x"]])
+@pytest.mark.parametrize("run_id", ["../../escaped", "/tmp/escaped", "..", ".", "", "a/b", ".hidden", 3.5, ["x"]])
 def test_a_copied_checkpoint_leads_nowhere_but_into_the_runs(run_id: object, tmp_path: Path) -> None:
     saved = Checkpoint(tmp_path / "copy", {"step": 3, "run_id": run_id})
     with pytest.raises(CheckpointError, match=r"state\.json is damaged: it names no run"):
         run_folder_of(saved, tmp_path / "runs")
+
+
+def test_a_checkpoint_of_no_run_is_sent_back_to_python(corpus: Path, tmp_path: Path) -> None:
+    trainer = lab.build({**TINY, "max_steps": 3}, corpus)
+    trainer.facts.clear()  # as of one that was put together by hand
+    saved = trainer.save_checkpoint(tmp_path / "mine")
+    for go_on in (lab.resume, lambda where, **given: lab.branch(where, "branch", **given)):
+        for data in (None, corpus):
+            with pytest.raises(
+                CheckpointError, match=r"mine was saved by a Trainer of no run; go on with it in Python"
+            ):
+                go_on(saved, data=data, listeners=[])
 
 
 def test_a_checkpoint_that_is_removed_before_it_is_read_gives_way_to_the_next(corpus: Path) -> None:
