@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,11 @@ def existing(registry: Registry, plan: ImportPlan, waited: bool) -> Entry:
     free = next(name for n in range(2, 10_000) if (name := f"{plan.name[:58]}-v{n}") not in registry.names())
     if same and plan.revision is not None:
         raise HubError(f"{plan.name!r} is this very model already; use it, or import it again with --name {free}")
+    if not same and is_of(entry, replace(plan, revision=entry.revision)) and registry.lacks(plan.name):
+        raise HubError(
+            f"{plan.name!r} is another revision of this model and has lost files; --revision {entry.revision} puts them "
+            f"back, or choose another name: --name {free}"
+        )
     other = f" from {one_line(entry.model_id)}" if entry.model_id and entry.model_id != plan.model_id else ""
     raise HubError(f"a model {plan.name!r} is registered already{other}; choose another name: --name {free}")
 

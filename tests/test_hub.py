@@ -687,6 +687,18 @@ def test_a_model_that_lost_files_is_mended_by_the_same_import(server: HubServer,
     assert "'qwen2.5-0.5b' is this very model already; use it" in refused(QWEN, models)
 
 
+def test_a_model_that_lost_files_is_mended_with_its_own_revision(
+    server: HubServer, tiny_qwen: Path, models: Path
+) -> None:
+    entry = bring(QWEN, models)
+    server.publish(QWEN, published(tiny_qwen, LICENSE=b"new"))
+    assert "registered already; choose another name: --name qwen2.5-0.5b-v2" in refused(QWEN, models)
+    (models / "qwen2.5-0.5b" / "config.json").unlink()
+    assert f"has lost files; --revision {entry.revision} puts them back" in refused(QWEN, models)
+    assert bring(QWEN, models, revision=entry.revision).files == entry.files
+    assert Registry(models).validate() == []
+
+
 def test_a_folder_that_no_entry_names_is_not_overwritten(server: HubServer, models: Path) -> None:
     (models / "qwen2.5-0.5b").mkdir(parents=True)
     (models / "qwen2.5-0.5b" / "mine.txt").write_text("keep")
