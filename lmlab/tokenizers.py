@@ -45,6 +45,7 @@ class Tokenizer(ABC):
     end_of_text_id: the id that ends a document, None where the tokenizer has none. begin_of_text_id: the id that it puts
     before a text, as Gemma's and Llama's do; None where it puts none.
     end_of_sequence_id: after which a model falls silent, of chat models the end of a turn; else the end of text.
+    drew: whether its files have it draw how words are split, which it does not do here.
     """
 
     vocab_size: int
@@ -52,6 +53,7 @@ class Tokenizer(ABC):
     end_of_text_id: int | None = None
     begin_of_text_id: int | None = None
     end_of_sequence_id: int | None = None
+    drew: bool = False
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
@@ -264,6 +266,7 @@ class HFTokenizer(Tokenizer):
             beside = {"config": PreTrainedConfig()} if stands_alone(self.folder) else {}
             self.inner: Any = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, **beside)
             self.inner.init_kwargs.pop(STANDS_ALONE, None)
+            self.drew = self._stop_drawing()
             self._switches = switches_of(self.folder)
             self._put_back: dict[str, bool] | None = None  # of them, what `save` adds; None: found out at the first use
             if not holds_tokenizer(self.folder) and not self._knows_text():
@@ -289,6 +292,17 @@ class HFTokenizer(Tokenizer):
         if name in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             return type(self.inner.backend_tokenizer.model).__name__.lower()
         return name.replace("TokenizerFast", "").replace("Tokenizer", "").lower() or "hf"
+
+    def _stop_drawing(self) -> bool:
+        """Split each word in one way alone; whether it was drawn (BPE-dropout, Provilkov et al. 2020).
+
+        With draws, a text has other ids each time, and no run that reads it could be resumed.
+        """
+        model: Any = getattr(getattr(self.inner, "backend_tokenizer", None), "model", None)
+        if not getattr(model, "dropout", None):
+            return False
+        model.dropout = None
+        return True
 
     def _knows_text(self) -> bool:
         """Whether text has ids: without its files, the library makes a tokenizer that knows none."""

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.errors import TokenizerError
-from lmlab.origins import disarm
+from lmlab.origins import disarm, tokenizer_notes
 from lmlab.tokenizers import CharTokenizer, HFTokenizer, Tokenizer
 
 STRANGE = "a\u0000é\u0301漢😀👩‍👩‍👧\U0010ffff\ufeff\u2028\r\n\x7f\uffff 𝔘"
@@ -436,6 +436,24 @@ def with_id(folder: Path, tmp_path: Path, token_id: int) -> Path:
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     last = max(model["vocab"], key=model["vocab"].__getitem__)
     return rewritten(folder, tmp_path, model={**model, "vocab": {**model["vocab"], last: token_id}})
+
+
+def test_a_tokenizer_that_draws_its_splits_gives_a_text_the_same_ids_each_time(hf_folder: Path, tmp_path: Path) -> None:
+    """Else no run with it could be resumed: its text would have other tokens."""
+    folder = shutil.copytree(hf_folder, tmp_path / "drawing")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer = Tokenizer.load(folder)
+    expected = Tokenizer.load(hf_folder).encode(tiny_models.SENTENCE).tolist()
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved"), Tokenizer.load(folder)):
+        assert [loaded.encode(tiny_models.SENTENCE).tolist() for _ in range(3)] == [expected] * 3
+    assert tokenizer_notes(folder, tokenizer.vocab_size) == [
+        "its tokenizer draws how it splits words; here each is always split in one way"
+    ]
 
 
 def test_ids_may_have_gaps_and_the_vocabulary_reaches_to_the_last(hf_folder: Path, tmp_path: Path) -> None:
