@@ -39,7 +39,7 @@ from lmlab.files import (
 from lmlab.hostile_tokenizers import TEMPLATES
 from lmlab.places import absolute
 from lmlab.ranks import ALONE, World, any_spread, is_spread, own_part, whole
-from lmlab.tokenizers import HFTokenizer, Tokenizer
+from lmlab.tokenizers import HFTokenizer, Tokenizer, ids_in
 
 MANIFEST = "manifest.json"
 BEST = "best"
@@ -69,6 +69,7 @@ class Checkpoint:
         data = self.state.get("data")
         older = data.get("begin_of_text_id") if isinstance(data, dict) else None  # before it had a place of its own
         tokenizer.begin_of_text_id = self.state.get("begin_of_text_id", older)  # and still older ones went without
+        tokenizer.other_end_ids = ids_in(self.state.get("other_end_ids"))
         if "end_of_text_id" in self.state:
             tokenizer.end_of_text_id = self.state["end_of_text_id"]
         elif isinstance(tokenizer, HFTokenizer) and tokenizer.end_of_text_id == tokenizer.inner.unk_token_id:

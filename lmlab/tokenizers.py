@@ -45,6 +45,7 @@ class Tokenizer(ABC):
     end_of_text_id: the id that ends a document, None where the tokenizer has none. begin_of_text_id: the id that it puts
     before a text, as Gemma's and Llama's do; None where it puts none.
     end_of_sequence_id: after which a model falls silent, of chat models the end of a turn; else the end of text.
+    other_end_ids: further ones, which the settings for generation beside a tokenizer name.
     drew: whether its files have it draw how words are split, which it does not do here.
     """
 
@@ -53,6 +54,7 @@ class Tokenizer(ABC):
     end_of_text_id: int | None = None
     begin_of_text_id: int | None = None
     end_of_sequence_id: int | None = None
+    other_end_ids: tuple[int, ...] = ()
     drew: bool = False
 
     @abstractmethod
@@ -206,6 +208,20 @@ def switches_of(folder: Path) -> dict[str, bool]:
     return {k: v for k, v in settings_of(folder).items() if isinstance(v, bool) and k != STANDS_ALONE}
 
 
+def ends_for_generation(folder: Path) -> tuple[int, ...]:
+    """The tokens that the settings for generation beside a tokenizer name as ends: Phi 3 names that of a turn there alone.
+
+    Raises TokenizerError where they are damaged.
+    """
+    path = folder / "generation_config.json"
+    return ids_in(read_object(path, TokenizerError).get("eos_token_id")) if path.exists() else ()
+
+
+def ids_in(named: Any) -> tuple[int, ...]:
+    """The ids that a setting names: one, several or none."""
+    return tuple(each for each in (named if isinstance(named, list) else [named]) if isinstance(each, int))
+
+
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the vocabulary of a tokenizer of any kind."""
     return any((folder / name).exists() for name in (*VOCABULARIES, CHAR_FILE))
@@ -279,6 +295,7 @@ class HFTokenizer(Tokenizer):
                     f"{self.folder} holds a tokenizer with ids up to {self.vocab_size - 1:,}: no model has"
                 )
             self.end_of_sequence_id = self.inner.eos_token_id
+            self.other_end_ids = ends_for_generation(self.folder)
             self.end_of_text_id = self._find_end_of_text()
             self.begin_of_text_id = self._find_begin_of_text()
             self.identifier = f"{self.kind()}-{self.vocab_size}-{sha256_bytes(self._content())[:8]}"

@@ -446,6 +446,7 @@ class Trainer:
             "tokenizer": tokenizer.identifier if tokenizer is not None else None,
             "begin_of_text_id": tokenizer.begin_of_text_id if tokenizer is not None else None,
             "end_of_text_id": tokenizer.end_of_text_id if tokenizer is not None else None,
+            "other_end_ids": list(tokenizer.other_end_ids) if tokenizer is not None else [],
             "decay_steps": self.decay_steps,
             "optimizer": name_of_other(self.optimizer),
             "frozen": [name for name, p in self.model.model.named_parameters() if not p.requires_grad],
@@ -601,7 +602,7 @@ class Trainer:
 # What `Trainer.state` adds to a run's facts on its own.
 OWN_STATE = {
     "version", "step", "config", "seed", "threads", "world_size", "device", "precision", "tokenizer", "begin_of_text_id",
-    "end_of_text_id", "decay_steps", "optimizer", "frozen", "best_val_loss", "best_saved_loss",
+    "end_of_text_id", "other_end_ids", "decay_steps", "optimizer", "frozen", "best_val_loss", "best_saved_loss",
     "evaluations_without_improvement",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGenera
 from lmlab import events, lab
 from lmlab.adapters.custom import CustomTransformerAdapter
 from lmlab.errors import LabError, RegistryError, TokenizerError, UsageError
+from lmlab.export import register_checkpoint
 from lmlab.generate import SamplingSettings
 from lmlab.hub import import_model
 from lmlab.loading import load_model_and_tokenizer
@@ -211,6 +212,26 @@ def test_a_model_that_nests_its_text_config_may_name_its_ends_there_alone(tmp_pa
     assert "eos_token_id" not in json.loads((tmp_path / "config.json").read_text())
     adapter, tokenizer = load_model_and_tokenizer(tmp_path)
     assert adapter.end_of_text_id == tokenizer.end_of_text_id == end
+
+
+def test_a_turn_whose_end_the_settings_for_generation_alone_name_ends_a_sample(tmp_path: Path, corpus: Path) -> None:
+    """As Phi 3's: of the model as imported, of a run of it, and of what is made of that."""
+    folder, models, runs = tmp_path / "published", tmp_path / "models", tmp_path / "runs"
+    tiny_models.make(folder, vocab_size=tiny_models.VOCABULARY + 1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, end]}))
+    import_model(str(folder), "chat", models_dir=models)
+    config = {"model_name": "chat", "max_seq_len": 16, "batch_size": 2, "max_steps": 1, "sampling_max_length": 2}
+    run = lab.run(config, corpus, runs_dir=runs, models_dir=models, listeners=[])
+    run = run.resume(max_steps=2, models_dir=models, listeners=[])
+    newest = run.newest_checkpoint
+    assert newest is not None
+    register_checkpoint(newest, "tuned", models)
+    for where in (models / "chat", newest, models / "tuned"):
+        assert load_model_and_tokenizer(where)[0].turn_ends == {end}
 
 
 def test_a_model_trained_with_another_tokenizer_ends_with_the_ends_of_that_one(

@@ -157,7 +157,8 @@ class BaseAdapter(nn.Module, ABC):
         Where it has more ids than the embedding has rows, text with one of the others raises TokenizerError from then on.
         """
         self.end_of_text_id, self.n_tokens = tokenizer.end_of_text_id, tokenizer.vocab_size
-        ends = {*self.ends_named(), tokenizer.end_of_sequence_id} - {tokenizer.end_of_text_id}
+        named = {*self.ends_named(), *tokenizer.other_end_ids, tokenizer.end_of_sequence_id}
+        ends = named - {tokenizer.end_of_text_id}
         self.turn_ends = frozenset(end for end in ends if end is not None and tokenizer.is_special(end))
         watched = refuse_beyond in self.embedding._forward_pre_hooks.values()
         if tokenizer.vocab_size > self.vocab_size and not watched:
