@@ -13,6 +13,7 @@ import peak
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 import lmlab
 from lmlab import hub, lab, planning
@@ -20,6 +21,7 @@ from lmlab.config import TrainingConfig
 from lmlab.errors import ConfigError, DataError, ModelNotFound, TokenizerError, UsageError
 from lmlab.loading import load_adapter
 from lmlab.together import groups_of
+from lmlab.tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (
@@ -275,6 +277,18 @@ def test_a_registered_model_of_transformers(tmp_path: Path, corpus: Path, tiny_q
     assert report.estimate.memory == planning.plan(trainer).estimate.memory
     assert "qwen: " in str(report)
     assert report.warnings == ("tiny has its own architecture; ignored: n_layers",)
+
+
+def test_a_head_that_is_not_tied_as_its_config_says_is_counted(tmp_path: Path, corpus: Path):
+    folder = tiny_models.make(tmp_path / "own-head")
+    tensors = load_file(folder / "model.safetensors")
+    own_VD = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file({**tensors, "lm_head.weight": own_VD}, folder / "model.safetensors", metadata={"format": "pt"})
+    entry = hub.import_model(str(folder), models_dir=tmp_path / "models")
+    assert entry is not None
+    config = TrainingConfig(model_name="own-head", max_seq_len=16)
+    model = planning.outline(config, Tokenizer.load(folder), tmp_path / "models")
+    assert model.n_parameters() == entry.n_parameters == sum(t.numel() for t in tensors.values()) + own_VD.numel()
 
 
 def test_a_registered_custom_transformer(tmp_path: Path, tiny: dict[str, Any], corpus: Path):
