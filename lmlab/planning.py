@@ -258,9 +258,8 @@ def outline(
         architecture = read_config(folder)
         with quiet(), torch.device(device):
             model = model_class(architecture)(architecture)
-            if (
-                model.num_parameters() < registry.get(config.model_name).n_parameters
-            ):  # its files have a head of its own
+            registered = registry.get(config.model_name).n_parameters
+            if model.num_parameters() < registered:  # its files have a head of its own
                 architecture.tie_word_embeddings = False
                 model = model_class(architecture)(architecture)
         adapter = adapter_for(architecture.model_type)(model)

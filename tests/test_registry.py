@@ -622,7 +622,7 @@ def test_the_models_folder_is_found_from_the_environment_or_the_project(
 def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     os.mkfifo(tmp_path / "one" / "log.jsonl")
-    says = f"print(run_facts(Path({str(tmp_path)!r}), 'one', 3))"
+    says = f"print(run_facts(Path({str(tmp_path)!r}), 'one', 3, ''))"
     code = f"from pathlib import Path; from lmlab.catalogue import run_facts; {says}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == f"weights of step 3; its folder is not in {tmp_path}\n"
