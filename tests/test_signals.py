@@ -60,7 +60,7 @@ def test_a_run_whose_terminal_is_closed_is_saved(tiny_yaml: Path, corpus: Path) 
     process = subprocess.Popen(
         [*command, "--run-name", "left", "--set", "max_steps=100000", "--set", "checkpoint_cadence=null"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=in_a_terminal,
     )  # fmt: skip
     os.close(theirs)
     reader = threading.Thread(target=drained, args=(ours,))
@@ -78,6 +78,12 @@ def test_a_run_whose_terminal_is_closed_is_saved(tiny_yaml: Path, corpus: Path) 
     run = lab.Run("runs/left")
     assert run.status == "stopped"
     assert checkpoint.newest(run.folder / "checkpoints")[0].step == run.step
+
+
+def in_a_terminal() -> None:
+    """Take the standard input as the process's own terminal, and mind its end, also where pytest was begun by nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def drained(descriptor: int) -> None:
