@@ -95,7 +95,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def slow_precision(precision: str, device: torch.device) -> str:
     """A warning where a processor multiplies in bf16 well below its fp32 rate, as all do without instructions for it;
     else empty."""
-    if precision != "bf16" or device.type != "cpu":
+    if precision != "bf16" or device.type != "cpu" or has_fast_bf16(device):
         return ""
     threads = torch.get_num_threads()
     times = peak_flops(device, "fp32", threads) / peak_flops(device, "bf16", threads)

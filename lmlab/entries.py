@@ -12,9 +12,7 @@ from lmlab.errors import RegistryError
 
 REGISTRY_FILE = "registry.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"  # of a model's folder
-CUSTOM = (
-    "custom-transformer"  # the architecture type, and the `model_type` of `config.json`, of the lab's own Transformer
-)
+CUSTOM = "custom-transformer"  # architecture type of the lab's own Transformer, and the `model_type` of its config
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
 

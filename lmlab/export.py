@@ -16,7 +16,7 @@ from typing import Any
 
 from lmlab import checkpoint
 from lmlab.checkpoint import Checkpoint
-from lmlab.entries import Entry, FileInfo, check_name
+from lmlab.entries import CONFIG, WEIGHTS, Entry, FileInfo, check_name
 from lmlab.errors import CheckpointError, RegistryError, warn_caller
 from lmlab.events import now
 from lmlab.files import (
@@ -36,7 +36,7 @@ from lmlab.tokenizers import CHAR_FILE, SPECIAL_TOKENS, keep_apart, stands_alone
 from lmlab.words import one_line
 
 CARD = "README.md"
-MODEL_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = (CONFIG, WEIGHTS)
 
 
 def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Path | str | None = None) -> Entry:
@@ -78,8 +78,8 @@ def register_checkpoint(checkpoint_folder: Path | str, name: str, models_dir: Pa
 
 def refuse_another(entry: Entry, saved: Checkpoint) -> None:
     """Raise RegistryError where a model that has lost files does not have the weights of that checkpoint."""
-    weights = entry.files.get("model.safetensors")
-    if weights is None or weights.sha256 != sha256_file(saved.folder / "model.safetensors"):
+    weights = entry.files.get(WEIGHTS)
+    if weights is None or weights.sha256 != checkpoint.read_manifest(saved.folder)[WEIGHTS][1]:
         raise RegistryError(
             f"a model {entry.model_name!r} is registered already, and has lost files: {entry.remedy}, or choose another name"
         )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lmlab.config import TrainingConfig
-from lmlab.errors import DivergedError
+from lmlab.errors import DivergedError, TokenizerError
 from lmlab.modes import in_mode
+from lmlab.tokenizers import Tokenizer
 
 COLDEST = 1e-6  # a lower temperature takes the likeliest token, as 0 does: logits divided by it would overflow
 
@@ -54,6 +55,20 @@ class SamplingSettings:
             top_p=config.sampling_top_p,
             seed=config.sampling_seed,
         )
+
+
+def prompt_problem(prompt: str, tokenizer: Tokenizer, longest: int | None) -> str:
+    """Why the samples of a run will not go on from its `sampling_prompt`, empty where they will.
+
+    longest: the context that the model takes, None where it has no limit.
+    """
+    try:
+        n_prompt = len(tokenizer.begun(tokenizer.encode(prompt)))
+    except TokenizerError as error:
+        return f"sampling_prompt cannot be encoded ({error}); samples begin elsewhere"
+    if longest is None or n_prompt < longest:
+        return ""
+    return f"sampling_prompt has {n_prompt:,} tokens, and the model takes {longest:,} in all: samples end with it"
 
 
 def candidates(logits_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:

@@ -393,7 +393,8 @@ def weights_notes(adapter: BaseAdapter) -> list[str]:
 
 
 def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
-    """What a user should know of a folder's tokenizer: that it has ids which an embedding of so many rows lacks, or draws.
+    """What a user should know of a folder's tokenizer: that its files have it draw how it splits words, and that it has
+    ids which an embedding of so many rows lacks.
 
     Raises TokenizerError where there is one that cannot be loaded or saved.
     """
@@ -404,12 +405,12 @@ def tokenizer_notes(folder: Path, n_rows: int) -> list[str]:
     tokenizer = Tokenizer.load(folder)
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
         tokenizer.save(Path(trial))  # as every checkpoint will
-    n_tokens = tokenizer.vocab_size
-    notes = ["its tokenizer draws how it splits words; here each is always split in one way"] if tokenizer.drew else []
-    if n_tokens <= n_rows:
-        return notes
-    return [
-        *notes,
-        f"its tokenizer has {n_tokens} tokens, its embedding {n_rows}: it reads no text with the others, and "
-        "resize_embeddings: true makes room for them",
-    ]
+    notes, n_tokens = [], tokenizer.vocab_size
+    if tokenizer.drew:
+        notes.append("its tokenizer draws how it splits words; here each is always split in one way")
+    if n_tokens > n_rows:
+        notes.append(
+            f"its tokenizer has {n_tokens} tokens, its embedding {n_rows}: it reads no text with the others, and "
+            "resize_embeddings: true makes room for them"
+        )
+    return notes

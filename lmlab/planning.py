@@ -21,8 +21,9 @@ from lmlab.config import TrainingConfig, read_config
 from lmlab.corpus import is_large
 from lmlab.data import load_text, split_corpus
 from lmlab.entries import CONFIG, CUSTOM
-from lmlab.errors import TokenizerError, UsageError
+from lmlab.errors import UsageError
 from lmlab.files import free_space
+from lmlab.generate import prompt_problem
 from lmlab.memory import Estimate
 from lmlab.places import find_file, find_runs_dir
 from lmlab.registry import Registry
@@ -182,7 +183,7 @@ def check_config(
     warnings = [
         *ignored_settings(config),
         devices.slow_precision(precision, device) if device_name is None else "",
-        prompt_warning(config, tokenizer, adapter.max_positions),
+        prompt_problem(config.sampling_prompt, tokenizer, adapter.max_positions),
         *([beyond(found.memory, devices.memory_of(device))] if together is None else together.warnings()),
         disk_warning(found) if device_name is None else "",
     ]
@@ -247,8 +248,8 @@ def outline(
     if config.model_name is None:
         return loading.load_model(config, tokenizer, device=device)
     registry = Registry(models_dir)
-    folder = registry.path(config.model_name)
-    if registry.get(config.model_name).architecture_type == CUSTOM:
+    entry, folder = registry.get(config.model_name), registry.path(config.model_name)
+    if entry.architecture_type == CUSTOM:
         with torch.device(device):
             adapter = CustomTransformerAdapter(Transformer(**load_architecture(folder / CONFIG)))
     else:
@@ -258,8 +259,7 @@ def outline(
         architecture = read_config(folder)
         with quiet(), torch.device(device):
             model = model_class(architecture)(architecture)
-            registered = registry.get(config.model_name).n_parameters
-            if model.num_parameters() < registered:  # its files have a head of its own
+            if model.num_parameters() < entry.n_parameters:  # its files have a head of its own
                 architecture.tie_word_embeddings = False
                 model = model_class(architecture)(architecture)
         adapter = adapter_for(architecture.model_type)(model)
@@ -268,17 +268,6 @@ def outline(
 
 
 # --- warnings: what stops no one from trying, one line each, empty where all is well -----------------------------
-
-
-def prompt_warning(config: TrainingConfig, tokenizer: Tokenizer, longest: int | None) -> str:
-    """A warning where samples will not go on from the prompt. longest: the context that the model takes, None: any."""
-    try:
-        n_prompt = len(tokenizer.begun(tokenizer.encode(config.sampling_prompt)))
-    except TokenizerError as error:
-        return f"sampling_prompt cannot be encoded ({error}); samples would begin elsewhere"
-    if longest is None or n_prompt < longest:
-        return ""
-    return f"sampling_prompt has {n_prompt:,} tokens, and the model takes {longest:,} in all: samples would end with it"
 
 
 def beyond(needed: int, available: int | None, whose: str = "the machine") -> str:

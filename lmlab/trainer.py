@@ -27,7 +27,7 @@ from lmlab.errors import CheckpointError, ConfigError, DataError, DivergedError,
 from lmlab.evaluate import Evaluation, count_bytes, evaluate
 from lmlab.events import Event, now
 from lmlab.files import dump_json
-from lmlab.generate import SamplingSettings
+from lmlab.generate import SamplingSettings, prompt_problem
 from lmlab.isolation import on_its_own
 from lmlab.loading import load_adapter
 from lmlab.optim import (
@@ -238,8 +238,9 @@ class Trainer:
 
     @property
     def _unsaved(self) -> bool:
-        """Whether the run keeps checkpoints, and none of this step: listeners, too, may save."""
-        return self.folder is not None and self._last.get("checkpoint") != self.step
+        """Whether the run keeps checkpoints, and none of this step is there or being written: listeners, too, may save."""
+        being_written = self._saving.step if self._beside.busy else None
+        return self.folder is not None and self.step not in (self._last.get("checkpoint"), being_written)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -395,13 +396,8 @@ class Trainer:
             return None
         prompt, ids = self._prompt(self.tokenizer)
         settings = SamplingSettings.from_config(self.config)
-        begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
-        longest = self.model.max_positions
-        if longest is not None and len(begun) >= longest:
-            self._warn_of_prompt(
-                f"has {len(begun):,} tokens, and the model takes {longest:,} in all: samples end with it"
-            )
         with devices.autocast(self.precision, self.device):
+            begun = torch.from_numpy(self.tokenizer.begun(ids.int().numpy())).long()
             ids_BT = self.model.generate(begun[None].to(self.device), settings)
         text = self.tokenizer.decode(ids_BT[0, len(begun) - len(ids) :].tolist())
         self.tell("sample", prompt=prompt, sample_text=text)
@@ -410,21 +406,17 @@ class Trainer:
     def _prompt(self, tokenizer: Tokenizer) -> tuple[str, Tensor]:
         """The configured prompt, or the first token where this vocabulary cannot say it, or it says nothing."""
         prompt = self.config.sampling_prompt
+        if not self._warned_of_prompt and (problem := prompt_problem(prompt, tokenizer, self.model.max_positions)):
+            self.tell("warning", message=problem)
+            self._warned_of_prompt = True
         try:
             ids = torch.from_numpy(tokenizer.encode(prompt)).long()
-        except TokenizerError as error:
-            self._warn_of_prompt(f"cannot be encoded ({error}); samples begin elsewhere")
+        except TokenizerError:
             ids = torch.empty(0, dtype=torch.int64)
         if len(ids):
             return prompt, ids
         first = tokenizer.end_of_text_id if tokenizer.end_of_text_id is not None else 0
         return tokenizer.decode([first]), torch.tensor([first])
-
-    def _warn_of_prompt(self, problem: str) -> None:
-        """Say what is wrong with `sampling_prompt`, once."""
-        if not self._warned_of_prompt:
-            self.tell("warning", message=f"sampling_prompt {problem}")
-        self._warned_of_prompt = True
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -476,7 +468,6 @@ class Trainer:
         """
         self._await_saving()
         self._beside.begin(self._begin_saving(None, None, copied=True))
-        self._last["checkpoint"] = self.step
 
     @on_its_own()
     def _begin_saving(
@@ -521,11 +512,7 @@ class Trainer:
     def _await_saving(self) -> None:
         """Wait until the checkpoint that is written beside the training is on the disk, if there is one, and tell it."""
         if self._beside.busy:
-            try:
-                self._beside.wait()
-            except Exception:
-                self._last.pop("checkpoint", None)  # it is not on the disk, and still to be saved
-                raise
+            self._beside.wait()
             self._tell_saved()
 
     def _tell_saved(self) -> None:

@@ -96,6 +96,7 @@ def test_bf16_that_is_the_slower_one_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, tiny_yaml: Path, corpus: Path
 ) -> None:
     rates = {"bf16": 1e10, "fp32": 4e10}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
     monkeypatch.setattr(devices, "peak_flops", lambda device, precision, threads: rates[precision])
     monkeypatch.setattr(devices, "pick_device", lambda: CPU)
     message = "products in bf16 take 4.0 times as long as in fp32 on this processor; precision: fp32 is faster here"
@@ -225,19 +226,24 @@ GROUPS = {  # what /proc/self/cgroup says, files below /sys/fs/cgroup, and the l
 }
 
 
+def put_into_groups(own: str, files: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be in control groups: what it is told of its own, and the limits that stand in their files."""
+    monkeypatch.setattr(devices, "CGROUPS", folder / "groups")
+    monkeypatch.setattr(devices, "OWN_CGROUP", folder / "cgroup")
+    (folder / "cgroup").write_text(own + "\n")
+    for name, text in files.items():
+        path = folder / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
 @pytest.mark.parametrize("kind", GROUPS)
 def test_memory_is_that_of_the_tightest_control_group(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, files, limit = GROUPS[kind]
-    monkeypatch.setattr(devices, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(devices, "OWN_CGROUP", tmp_path / "cgroup")
     machine = devices.memory_of(CPU)
-    (tmp_path / "cgroup").write_text(own + "\n")
-    for name, text in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    put_into_groups(own, files, tmp_path, monkeypatch)
     assert devices.memory_of(CPU) == (limit or machine)
 
 
@@ -260,13 +266,7 @@ def test_threads_are_no_more_than_the_processors_that_are_granted(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path
 ) -> None:
     own, files, granted = GRANTS[kind]
-    monkeypatch.setattr(devices, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(devices, "OWN_CGROUP", tmp_path / "cgroup")
-    (tmp_path / "cgroup").write_text(own + "\n")
-    for name, text in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    put_into_groups(own, files, tmp_path, monkeypatch)
     with devices.threads_kept():
         torch.set_num_threads(5)  # as on a machine of five
         monkeypatch.setenv("OMP_NUM_THREADS", "5")

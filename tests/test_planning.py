@@ -301,7 +301,7 @@ def test_a_registered_custom_transformer(tmp_path: Path, tiny: dict[str, Any], c
 def test_a_prompt_that_leaves_no_room_for_a_sample_is_a_warning(tmp_path: Path, corpus: Path, tiny_qwen: str):
     values = {"model_name": tiny_qwen, "max_seq_len": 64, "sampling_prompt": "The cat sat. " * 60}
     (warning,) = planning.check_config(written(tmp_path, **values), corpus).warnings
-    assert warning.endswith("tokens, and the model takes 128 in all: samples would end with it")
+    assert warning.endswith("tokens, and the model takes 128 in all: samples end with it")
 
 
 def test_windows_and_tokenizers_that_do_not_fit_a_model_are_errors(tmp_path: Path, corpus: Path, tiny_qwen: str):

@@ -5,7 +5,9 @@ B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,22 +52,23 @@ class Reread(Replay):
         return ids_BT
 
 
-def name_of_cache(model: PreTrainedModel) -> str | None:
-    """What the forward of a model calls the cache that it takes, None if it takes none."""
-    parameters = inspect.signature(model.forward).parameters
+@functools.cache  # asked for every token
+def name_of_cache(forward: Callable[..., Any]) -> str | None:
+    """What the forward of a class calls the cache that it takes, None if it takes none."""
+    parameters = inspect.signature(forward).parameters
     return next((name for name in NAMES if name in parameters), None)
 
 
 def going_on(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
     """The arguments with which the forward of a model goes on with a cache, and advances it."""
-    return {name_of_cache(model) or NAMES[0]: cache, "use_cache": True}
+    return {name_of_cache(type(model).forward) or NAMES[0]: cache, "use_cache": True}
 
 
 @torch.no_grad()
 def goes_on(model: PreTrainedModel) -> bool:
     """Whether a model goes on with a `DynamicCache` as without one, by trying it: some take none or only their own, and
     others lose a state in it, or keep one from text to text."""
-    if name_of_cache(model) is None:
+    if name_of_cache(type(model).forward) is None:
         return False
     n_tokens = model.get_input_embeddings().weight.size(0)
     ids_BT = (torch.arange(sum(TRIAL), device=model.device)[None] * 7 + 11) % n_tokens  # 0 to 10 may mean no text
